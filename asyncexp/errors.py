@@ -1,0 +1,101 @@
+"""Every error that asyncexp raises on purpose; all of them are a `PyExperimenterError`.
+
+The names are PyExperimenter's, so that `except` clauses written for it go on working.
+"""
+
+from __future__ import annotations
+
+
+class PyExperimenterError(Exception):
+    """The base of all errors of this package: catch it to catch everything that is not a bug."""
+
+
+class ParameterCombinationError(PyExperimenterError):
+    """A row has a missing, an unknown or an impossible keyfield; the message names the row and the field."""
+
+
+class NoExperimentsLeftException(PyExperimenterError):  # noqa: N818
+    """There is no open experiment to run."""
+
+
+class NoPausedExperimentsException(PyExperimenterError):  # noqa: N818
+    """The experiment to be continued is not paused; the message says what it is."""
+
+
+class ExperimentLostError(PyExperimenterError):
+    """The experiment is not, or no longer, run by this worker: what it sent was refused.
+
+    Another worker may have taken it, or it was released, reset, deleted or ended meanwhile.
+    Nothing to mend in the function: let the error pass, the worker goes on with other rows.
+    """
+
+
+class DatabaseError(PyExperimenterError):
+    """Something that has to do with the database failed."""
+
+
+class DatabaseCreationError(DatabaseError):
+    """The database itself is missing and could not be made, or may not be."""
+
+
+class DatabaseConnectionError(DatabaseError):
+    """The database cannot be reached, or does not let us in; the message says which and what to check."""
+
+
+class SshTunnelError(DatabaseError):
+    """The SSH tunnel could not be opened or broke."""
+
+
+class DatabaseQueryError(DatabaseError):
+    """The database refused a statement or a value; the message carries its words."""
+
+
+class EmptyFillDatabaseCallError(DatabaseError):
+    """A call to fill the table was given no rows at all."""
+
+
+class InvalidResultFieldError(DatabaseError):
+    """A result names no resultfield of the table, or its value does not fit; the message names the field."""
+
+
+class InvalidLogFieldError(DatabaseError):
+    """A log entry names no log table or column, or its value does not fit; the message names the field."""
+
+
+class CreatingTableError(DatabaseError):
+    """A table could not be made."""
+
+
+class TableHasWrongStructureError(CreatingTableError):
+    """The table in the database is not the one that the configuration describes.
+
+    The message names the difference. `migrate()` adds what is missing; it never drops or retypes.
+    """
+
+
+class ConfigError(PyExperimenterError):
+    """The configuration or the credentials are wrong; the message says where and what to write instead."""
+
+
+class NoConfigFileError(ConfigError, FileNotFoundError):
+    """No configuration file at the path given, or at any of the default places."""
+
+
+class InvalidConfigError(ConfigError):
+    """A key, a section or a value of the configuration is unknown or does not fit."""
+
+
+class InvalidValuesInConfiguration(ConfigError):  # noqa: N818
+    """The values of a keyfield are not a list, or not a range that makes sense."""
+
+
+class MissingLogTableError(ConfigError):
+    """A log table was named that the configuration does not define."""
+
+
+class InvalidColumnError(ConfigError):
+    """A column has a name that is taken or impossible, or a type that does not exist."""
+
+
+class InvalidLogtableError(ConfigError):
+    """A log table is described in a way that cannot be understood."""
