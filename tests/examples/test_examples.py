@@ -1,0 +1,149 @@
+"""Every example runs as a user would run it, twice, in a copy of its folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+MADE = shutil.ignore_patterns("*.db*", "*.log", "*.csv", "*.png", "__pycache__")
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of one example, as it is in the repository."""
+    return Path(shutil.copytree(EXAMPLES / request.param, tmp_path / request.param, ignore=MADE))
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    """Starts `run.py` from elsewhere, without a screen."""
+    hidden = ("DISPLAY", "MPLBACKEND", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.Popen(
+        [sys.executable, "-W", "default::ResourceWarning", folder / "run.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder.parent,
+        env={**kept, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def run(folder: Path) -> tuple[str, str]:
+    """What `run.py` wrote to stdout and stderr; it must end well."""
+    child = start(folder)
+    out, err = child.communicate(timeout=150)
+    assert child.returncode == 0, out + err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    return out, err
+
+
+def statuses(database: Path, table: str) -> dict[str, int]:
+    with sqlite3.connect(database) as connection:
+        found = connection.execute(f'SELECT status, COUNT(*) FROM "{table}" GROUP BY status').fetchall()
+    connection.close()
+    return dict(found)
+
+
+def check_ignored(folder: Path) -> None:
+    """What a run leaves behind is ignored by git: a checkout stays clean."""
+    made = {path.relative_to(folder.parent) for path in folder.rglob("*") if path.is_file()}
+    tracked = subprocess.run(
+        ["git", "ls-files", "."], cwd=EXAMPLES, capture_output=True, text=True, check=True
+    )
+    new = [str(path) for path in made if str(path) not in tracked.stdout.split("\n")]
+    ignored = subprocess.run(["git", "check-ignore", *new], cwd=EXAMPLES, capture_output=True, text=True)
+    assert sorted(ignored.stdout.split()) == sorted(new)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("folder", ["svm"], indirect=True)
+def test_svm(folder: Path) -> None:
+    out, err = run(folder)
+    assert "Experiments: 240 added, 0 were there already." in out
+    assert "Ran: 240 done, 0 failed" in out
+    assert "240 experiments, 1200 folds in the log table." in out
+    for dataset in ("breast_cancer", "digits", "iris", "wine"):
+        assert re.search(rf"{dataset} +│( +0\.\d\d\d ± 0\.\d\d\d │){{3}}", out)
+    assert re.search(r"^progress: \d+ done, 0 failed, .*\d+ left, .*/(s|min), ETA \d", err, re.MULTILINE)
+    assert "progress: 240 done, 0 failed, 0 left" in err
+
+    table = pd.read_csv(folder / "results.csv")
+    check_results(table)
+    check_picture(folder / "accuracy.png")
+    check_ignored(folder)
+
+    again, err = run(folder)
+    assert "Experiments: 0 added, 240 were there already." in again
+    assert "Nothing to do: every experiment has been run." in again
+    assert again[again.index("┏") :] == out[out.index("┏") :]
+    assert err == ""
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), table)
+
+
+def check_results(table: pd.DataFrame) -> None:
+    assert len(table) == 240
+    assert (table["status"] == "done").all()
+    assert not table.duplicated(["dataset", "kernel", "C", "seed"]).any()
+    assert table["test_accuracy"].between(0.05, 1.0).all()
+    assert table.groupby("dataset")["test_accuracy"].max().min() > 0.95
+    assert table["end_date"].notna().all()
+
+
+def check_picture(path: Path) -> None:
+    pixels = matplotlib.image.imread(path)
+    assert pixels.shape[:2] == (1200, 1600)
+    assert 0.02 < (pixels[..., :3].min(axis=2) < 0.9).mean() < 0.5  # neither blank nor black
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("folder", ["async_calls"], indirect=True)
+def test_async_calls(folder: Path) -> None:
+    out, _ = run(folder)
+    assert "Experiments: 3000 added, 0 were there already." in out
+    assert re.search(r"^Ran: (2999|3000) done, [01] failed, \d+ tried again\.$", out, re.MULTILINE)
+    took = re.search(r"^Took (\S+) s; one after another it would have been (\d+) s\.$", out, re.MULTILINE)
+    assert took
+    assert float(took[1]) * 20 < float(took[2])
+    check_ignored(folder)
+
+    again, err = run(folder)
+    assert "Experiments: 0 added, 3000 were there already." in again
+    assert "Nothing to do: every experiment has been run." in again
+    assert err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("folder", ["async_calls"], indirect=True)
+def test_a_stopped_example_goes_on_where_it_was(folder: Path) -> None:
+    child = start(folder)
+    assert child.stderr is not None
+    assert child.stderr.readline().startswith("progress: ")
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert err.splitlines()[-1] == "Stopped by SIGINT. Start it again to go on."
+    before = statuses(folder / "async_calls.db", "calls")
+    assert before["created"] > 0
+    assert before["done"] > 0
+    assert "running" not in before
+
+    out, _ = run(folder)
+    after = statuses(folder / "async_calls.db", "calls")
+    assert f"Ran: {after['done'] - before['done']} done" in out
+    assert after["done"] + after.get("error", 0) == 3000
