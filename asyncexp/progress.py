@@ -90,7 +90,7 @@ class Pace:
 
     def note(self, summary: Summary) -> None:
         """Takes a summary into account; worth calling a few times a second."""
-        ended, still = ended_in(summary), open_in(summary)
+        ended, still = ended_in(summary), summary.left
         if self._marks[0][2] is None and still is not None:
             self._marks[0] = (self._begun, 0, still + ended)
         if (ended, still) != self._marks[-1][1:]:
@@ -109,11 +109,11 @@ class Pace:
         return (self._marks[-1][1] - ended) / max(self._clock() - then, 1e-9)
 
     def eta_seconds(self, summary: Summary) -> float | None:
-        """Until nothing is open, or None while that cannot be told.
+        """Until no row is open, or None while that cannot be told.
 
         Other workers may draw from the same table: then the open rows shrink faster than ours end.
         """
-        still = open_in(summary)
+        still = summary.left
         then, _, were = self._marks[0]
         if still is None or were is None:
             return None
@@ -128,11 +128,6 @@ def ended_in(summary: Summary) -> int:
 
 def _anything_in(summary: Summary) -> bool:
     return any((ended_in(summary), summary.released, summary.lost, summary.retried, summary.running))
-
-
-def open_in(summary: Summary) -> int | None:
-    """Experiments not yet ended: under way or still to be claimed. None while unknown."""
-    return None if summary.left is None else summary.left + summary.running
 
 
 class Lines:
@@ -202,7 +197,7 @@ class Bar:
         line = Table.grid(padding=(0, 2, 0, 0), expand=True)
         line.add_column(ratio=1)
         line.add_column(no_wrap=True, overflow="crop")
-        ended, still = ended_in(summary), open_in(summary)
+        ended, still = ended_in(summary), summary.left
         total = None if still is None else max(1, ended + still)
         bar = ProgressBar(total, ended, pulse=total is None and not self.over)
         bar.style, bar.complete_style, bar.finished_style = "bright_black", "cyan", "green"

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from asyncexp.experiment import Summary
-from asyncexp.progress import Pace, open_in, rate_text, reporter, span_text
+from asyncexp.progress import Pace, rate_text, reporter, span_text
 
 ROOT = Path(__file__).parents[2]
 ON_A_TERMINAL = """
@@ -444,11 +444,6 @@ def test_the_window_stays_small() -> None:
         clock.now += 0.1
         pace.note(Summary(done=step * 2000, left=10))
     assert len(pace._marks) < 400
-
-
-def test_open_counts_what_runs() -> None:
-    assert open_in(Summary(running=3, left=4)) == 7
-    assert open_in(Summary(running=3)) is None
 
 
 @pytest.mark.parametrize(
