@@ -1,0 +1,514 @@
+"""SQLite through aiosqlite: one thread a connection, one visit to it a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import aiosqlite
+
+from asyncexp.db.base import (
+    Database,
+    DataRefused,
+    Dialect,
+    DuplicateKey,
+    MissingTable,
+    Outage,
+    Params,
+    Row,
+    Target,
+    Transaction,
+)
+from asyncexp.db.whole import (
+    SERVER_SHARE,
+    Busy,
+    Call,
+    Catalogue,
+    Declined,
+    Link,
+    WholeDatabase,
+    Work,
+    immortal,
+)
+from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 30.0
+SHARED_FILE_SYSTEM = re.compile(
+    r"(fuse\.)?(nfs4?|cifs|smb3|smbfs|afs|ceph|lustre|gpfs|beegfs|pvfs2|ocfs2|gfs2|glusterfs|davfs|sshfs|rclone|s3fs)"
+)
+
+
+def _stamp(value: datetime) -> str:
+    return value.isoformat(" ", "microseconds")
+
+
+DIALECT = Dialect(
+    name="sqlite",
+    placeholder="?",
+    quote='"',
+    types={
+        "VARCHAR": "VARCHAR({size})",
+        "INT": "INTEGER",
+        "BIGINT": "BIGINT",
+        "NUMERIC": "DOUBLE",
+        "NUMERIC_P": "NUMERIC({size},{scale})",
+        "DOUBLE": "DOUBLE",
+        "FLOAT": "FLOAT",
+        "BOOLEAN": "BOOLEAN",
+        "DATETIME": "DATETIME",
+        "TEXT": "TEXT",
+        "LONGTEXT": "LONGTEXT",
+        "JSON": "JSON TEXT",  # JSON alone has numeric affinity, which would make the text "1.0" a 1
+        "HASH": "BLOB",
+    },
+    kinds={
+        "varchar": "text",
+        "char": "text",
+        "text": "text",
+        "longtext": "text",
+        "mediumtext": "text",
+        "tinytext": "text",
+        "int": "integer",
+        "integer": "integer",
+        "bigint": "integer",
+        "smallint": "integer",
+        "mediumint": "integer",
+        "numeric": "number",
+        "decimal": "number",
+        "double": "number",
+        "double precision": "number",
+        "float": "number",
+        "real": "number",
+        "boolean": "boolean",
+        "bool": "boolean",
+        "tinyint": "boolean",
+        "datetime": "datetime",
+        "timestamp": "datetime",
+        "json": "json",
+        "json text": "json",
+        "blob": "bytes",
+    },
+    identity="INTEGER PRIMARY KEY AUTOINCREMENT",
+    table_options="",
+    now="(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')",
+    later="(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')",
+    skip_locked="",
+    for_update="",
+    returning=True,
+    batch="many",
+    partial_indexes=True,
+    member="{column} IN (SELECT value FROM json_each({values}))",
+    bind_list=lambda values: json.dumps(list(values)),
+    text_equal="{column} = {value}",
+    bind={bool: int, Decimal: float, datetime: _stamp},
+)
+
+
+class Session(sqlite3.Connection):
+    """A connection whose `commit` carries out what is due, so that a transaction is one visit.
+
+    aiosqlite has no public way to run a function in its thread; it calls `commit` there.
+    """
+
+    due: Callable[[], Any] | None = None
+    result: Any = None
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, timeout=BUSY_SECONDS, isolation_level=None)
+        self.gone = threading.Event()
+        self._gate = threading.Lock()
+        self._killed = False
+        self._committing = False
+        self._busy_seconds = BUSY_SECONDS
+
+    def commit(self) -> None:
+        due, self.due = self.due, None
+        if due is not None:
+            self.result = due()
+
+    def statement(self, sql: str, params: Params = ()) -> sqlite3.Cursor:
+        """Runs one statement, unless the connection was given up."""
+        if self._killed:
+            raise Outage("the connection was given up")
+        return self.execute(sql, params)
+
+    def changed_by(self, sql: str, params: Params) -> int:
+        """Runs a statement; how many rows it changed. (A cursor's rowcount misses `WITH ... UPDATE`.)"""
+        before = self.total_changes
+        self.statement(sql, params).fetchall()
+        return self.total_changes - before
+
+    def statements(self, sql: str, rows: Sequence[Params]) -> None:
+        """Runs one statement for each row."""
+        if self._killed:
+            raise Outage("the connection was given up")
+        self.executemany(sql, rows)
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long to wait for another writer."""
+        if seconds != self._busy_seconds:
+            self.statement(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._busy_seconds = seconds
+
+    def transaction(self, work: Callable[[], T]) -> T:
+        self.statement("BEGIN IMMEDIATE")
+        try:
+            result = work()
+            with self._gate:
+                self._committing = not self._killed
+            self.statement("COMMIT")
+        except BaseException:
+            self._committing = False
+            if self.in_transaction:
+                self.execute("ROLLBACK")
+            raise
+        self._committing = False
+        return result
+
+    def close(self) -> None:
+        super().close()
+        self.gone.set()
+
+    def kill(self) -> bool:
+        """From another thread: nothing more is begun. Whether a commit is under way."""
+        with self._gate:
+            self._killed = True
+            return self._committing
+
+
+class Visit:
+    """The `Transaction` of a work that runs in the connection's thread: nothing in it waits."""
+
+    def __init__(self, session: Session, place: str) -> None:
+        self._session = session
+        self._place = place
+
+    async def fetch(self, sql: str, params: Params = ()) -> list[Row]:
+        with translating(self._place):
+            return self._session.statement(sql, params).fetchall()
+
+    async def execute(self, sql: str, params: Params = ()) -> int:
+        with translating(self._place):
+            return self._session.changed_by(sql, params)
+
+    async def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
+        with translating(self._place):
+            self._session.statements(sql, rows)
+
+    async def copy(self, table: str, columns: Sequence[str], rows: Sequence[Params]) -> None:
+        raise NotImplementedError(f"SQLite has no bulk protocol for {table!r}: Dialect.copies is false")
+
+
+class SqliteLink(Link):
+    """One aiosqlite connection."""
+
+    max_value_bytes = 999_000_000  # SQLite's own limit is 1,000,000,000 for a whole row
+
+    def __init__(self, connection: aiosqlite.Connection, session: Session, place: str) -> None:
+        self._connection = connection
+        self._session = session
+        self._place = place
+        self._process = os.getpid()
+        self._alive = True
+        self._busy_seconds = BUSY_SECONDS
+        self._cut_in_commit = False
+
+    @property
+    def usable(self) -> bool:
+        return self._alive
+
+    def translate(self, error: Exception) -> Exception | None:
+        return translated(error, self._place)
+
+    async def limit(self, seconds: float) -> None:
+        self._busy_seconds = min(BUSY_SECONDS, SERVER_SHARE * seconds)
+
+    async def begin(self, limit_seconds: float) -> None:
+        await self.limit(limit_seconds)
+
+    async def finish(self, work: Work[T], call: Call) -> T:
+        """The whole transaction in one visit to the connection's thread."""
+        visit = Visit(self._session, self._place)
+        self.sent_at = time.monotonic()
+        try:
+            with self.said():
+                return await self._visit(lambda: self._session.transaction(lambda: straight(work, visit)))
+        finally:
+            call.may_be_committed = self._cut_in_commit
+
+    async def commit(self) -> None:
+        await self._visit(lambda: self._session.statement("COMMIT"))
+
+    async def rollback(self) -> None:
+        await self._visit(lambda: self._session.statement("ROLLBACK"))
+
+    async def fetch(self, sql: str, params: Params) -> list[Row]:
+        return await self._visit(lambda: self._session.statement(sql, params).fetchall())
+
+    async def execute(self, sql: str, params: Params) -> int:
+        return await self._visit(lambda: self._session.changed_by(sql, params))
+
+    async def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
+        await self._visit(lambda: self._session.statements(sql, rows))
+
+    async def _visit(self, job: Callable[[], T]) -> T:
+        session, seconds = self._session, self._busy_seconds
+
+        def due() -> T:
+            session.wait_at_most(seconds)
+            return job()
+
+        session.due = due
+        try:
+            await self._connection.commit()
+            return cast("T", session.result)
+        finally:
+            session.result = None
+
+    async def settled(self, call: Call) -> float:  # noqa: ARG002
+        for _ in range(100):
+            if self._session.gone.is_set():
+                return time.monotonic()
+            await asyncio.sleep(0.01)
+        return self.sent_at + self._busy_seconds + 1.0
+
+    def kill(self) -> None:
+        if self._alive:
+            self._alive = False
+            self._cut_in_commit = self._session.kill()
+            self._session.interrupt()
+            _aside(self._connection.stop)
+
+    def abandon(self) -> None:
+        self._alive = False
+        if os.getpid() == self._process:
+            _aside(self._connection.stop)
+        else:  # SQLite forbids even to close what was opened before a fork
+            immortal(self._connection, self._session)
+
+    async def close(self) -> None:
+        if self._alive:
+            self._alive = False
+            await self._connection.close()
+
+
+def straight(work: Work[T], tx: Transaction) -> T:
+    """Runs a coroutine that never has to wait."""
+    steps = work(tx).__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        return cast("T", end.value)
+    steps.close()
+    raise RuntimeError("the work of a transaction awaited something else than its transaction")
+
+
+def _aside(job: Callable[[], T]) -> T:
+    """Runs a short job in a thread of its own, without an event loop.
+
+    What aiosqlite makes there is of use without one: a thread that is a daemon like its maker, an end
+    of that thread that reports to no loop.
+    """
+    box: list[T] = []
+    helper = threading.Thread(target=lambda: box.append(job()), daemon=True)
+    helper.start()
+    helper.join()
+    return box[0]
+
+
+# ----------------------------------------------------------------------------------------- opening
+
+
+class Opening:
+    """The connector that aiosqlite calls in the connection's thread.
+
+    It keeps an error to itself: aiosqlite would end that thread by way of an event loop which may be
+    closed by then.
+    """
+
+    session: Session
+    error: Exception | None = None
+
+    def __init__(self, make: Callable[[], Session]) -> None:
+        self._make = make
+
+    def __call__(self) -> Session:
+        try:
+            self.session = self._make()
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+            self.session = Session(":memory:")
+        return self.session
+
+
+class SqliteDriver:
+    """Opens one file."""
+
+    dialect = DIALECT
+    only_transactions = False
+    catalogue = Catalogue(
+        columns="SELECT name, type FROM pragma_table_info(?)",
+        tables="SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, length(?1)) = ?1",
+        indexes="SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?",
+    )
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self.place = f"the SQLite file {path}"
+
+    async def connect(self, *, create_database: bool) -> SqliteLink:  # noqa: ARG002
+        """Opens the file; SQLite makes it if it is absent, asked or not."""
+        opening = Opening(self._open)
+        connection = _aside(lambda: aiosqlite.Connection(opening, iter_chunk_size=64))
+        await connection
+        link = SqliteLink(connection, opening.session, self.place)
+        if opening.error is not None:
+            await link.close()
+            raise translated(opening.error, self.place) or opening.error from opening.error
+        return link
+
+    def _open(self) -> Session:
+        refuse_old()
+        self._look_at_the_place()
+        session = Session(str(self._path))
+        try:
+            [mode] = session.execute("PRAGMA journal_mode = WAL").fetchone()
+            session.execute("PRAGMA synchronous = NORMAL")
+            if mode != "wal":
+                raise DatabaseConnectionError(
+                    f"{self.place} cannot have a write-ahead log here (it has {mode!r})"
+                )
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _look_at_the_place(self) -> None:
+        path, folder = self._path, self._path.parent
+        if not folder.is_dir():
+            raise DatabaseConnectionError(f"{self.place}: the folder {folder} does not exist; make it first")
+        if path.is_dir():
+            raise DatabaseConnectionError(f"{self.place} is a folder; give the name of a file in `database`")
+        refuse_shared(path, file_system(folder.resolve()))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise DatabaseConnectionError(
+                f"{self.place}: the folder {folder} cannot be written to; SQLite needs that"
+            )
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            raise DatabaseConnectionError(
+                f"{self.place} cannot be read and written by this user; see `ls -l {path}`"
+            )
+
+
+def refuse_old(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> None:
+    """UPDATE ... RETURNING came with 3.35."""
+    if version < (3, 35):
+        found = ".".join(map(str, version))
+        raise DatabaseConnectionError(
+            f"SQLite {found} is too old: 3.35 or newer is needed (use a newer Python build)"
+        )
+
+
+def refuse_shared(path: Path, kind: str) -> None:
+    if SHARED_FILE_SYSTEM.fullmatch(kind):
+        raise DatabaseConnectionError(
+            f"the SQLite file {path} lies on a network file system ({kind}): its write-ahead log needs "
+            "memory that all its users share, so it works on one machine only and would be damaged here. "
+            "Put the file on a local disk, or use `provider: postgresql` or `mysql`"
+        )
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that a folder lies on; empty if the system does not tell."""
+    import psutil
+
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    for place in (folder, *folder.parents):
+        if str(place) in mounts:
+            return mounts[str(place)].lower()
+    return ""
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@contextmanager
+def translating(place: str) -> Iterator[None]:
+    """Turns sqlite3's errors into ours."""
+    try:
+        yield
+    except Exception as error:
+        ours = translated(error, place)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+_BY_CODE: Mapping[str, tuple[type[DatabaseError], str]] = {
+    "SQLITE_BUSY": (Busy, "another process is writing"),
+    "SQLITE_LOCKED": (Busy, "another connection is writing"),
+    "SQLITE_PROTOCOL": (Busy, "its lock is contended"),
+    "SQLITE_FULL": (Declined, "the disk is full; make room"),
+    "SQLITE_IOERR": (Outage, "reading or writing failed; is the disk full or failing?"),
+    "SQLITE_INTERRUPT": (Outage, "the statement was interrupted"),
+    "SQLITE_NOMEM": (Outage, "out of memory"),
+    "SQLITE_CANTOPEN": (DatabaseConnectionError, "it cannot be opened; check the path and its rights"),
+    "SQLITE_NOTADB": (DatabaseConnectionError, "it is no SQLite database; give another name in `database`"),
+    "SQLITE_CORRUPT": (DatabaseConnectionError, "it is damaged; restore it, or save what `.recover` finds"),
+    "SQLITE_READONLY": (
+        DatabaseQueryError,
+        "it is read-only for this user; check the rights of file and folder",
+    ),
+    "SQLITE_PERM": (DatabaseConnectionError, "access is denied; check the rights of file and folder"),
+    "SQLITE_TOOBIG": (DataRefused, "a value is too long"),
+    "SQLITE_MISMATCH": (DataRefused, "a value is not of the column's type"),
+    "SQLITE_CONSTRAINT_UNIQUE": (DuplicateKey, "a unique index refused a row"),
+    "SQLITE_CONSTRAINT_PRIMARYKEY": (DuplicateKey, "the primary key refused a row"),
+    "SQLITE_CONSTRAINT_ROWID": (DuplicateKey, "the primary key refused a row"),
+    "SQLITE_CONSTRAINT": (DataRefused, "a constraint refused a value"),
+}
+
+
+def translated(error: Exception, place: str) -> Exception | None:
+    """One of our errors for one of sqlite3's; None for all others."""
+    if isinstance(error, OverflowError | UnicodeEncodeError):
+        return DataRefused(f"{place}: a value cannot be stored: {error}")
+    if not isinstance(error, sqlite3.Error):
+        return None
+    words = str(error)
+    if words.startswith(("no such table", "no such column")) or "has no column named" in words:
+        return MissingTable(f"{place}: {words}")
+    kind, meaning = _by_code(getattr(error, "sqlite_errorname", ""))
+    if kind is None:
+        unbound = (
+            isinstance(error, sqlite3.InterfaceError | sqlite3.DataError) or "binding parameter" in words
+        )
+        return (DataRefused if unbound else DatabaseQueryError)(f"{place}: {words}")
+    return kind(f"{place}: {meaning} ({words})")
+
+
+def _by_code(name: str) -> tuple[type[DatabaseError] | None, str]:
+    """The most specific entry: `SQLITE_BUSY_SNAPSHOT` is a `SQLITE_BUSY`."""
+    while name:
+        if name in _BY_CODE:
+            return _BY_CODE[name]
+        name = name.rpartition("_")[0]
+    return None, ""
+
+
+def connect(target: Target) -> Database:
+    """The database of one SQLite file."""
+    return WholeDatabase(SqliteDriver(target.database))
