@@ -220,7 +220,10 @@ def _words(summary: Summary, pace: Pace, *, over: bool, room: int = 1000) -> lis
 def _pace_words(summary: Summary, pace: Pace, *, over: bool) -> list[str]:
     if over:
         seconds = summary.seconds or pace.seconds
-        return [rate_text(ended_in(summary) / max(seconds, 1e-9)), f"in {span_text(seconds)}"]
+        words = [rate_text(ended_in(summary) / max(seconds, 1e-9)), f"in {span_text(seconds)}"]
+        return [*words, *([f"stopped by {summary.stopped_by}"] if summary.stopped_by else [])]
+    if summary.stopped_by:
+        return [f"stopping ({summary.stopped_by})"]
     eta = pace.eta_seconds(summary)
     return [rate_text(pace.rate()), f"ETA {'-:--' if eta is None else span_text(eta)}"]
 

@@ -204,9 +204,7 @@ def test_an_empty_run_leaves_no_bar() -> None:
 
 
 def test_a_dumb_terminal_gets_lines() -> None:
-    text = on_terminal(
-        "with reporter(None) as tell:\n    tell(Summary(done=3, left=0, seconds=2.0))\n", TERM="dumb"
-    )
+    text = on_terminal("with reporter(None) as tell:\n    tell(Summary(done=3, left=0, seconds=2.0))\n", TERM="dumb")
     assert text == "progress: 3 done, 0 failed, 0 left, 1.5/s, in 0:02\r\n"
 
 
@@ -325,9 +323,16 @@ def test_lines_become_rarer_but_never_stop() -> None:
 def test_lines_name_every_count_that_is_not_zero() -> None:
     summary = Summary(done=1, error=2, paused=3, released=4, lost=5, retried=6, running=7, left=None)
     (line,) = told(io.StringIO(), Clock(), (0.5, summary))
-    assert line.startswith(
-        "progress: 1 done, 2 failed, 7 running, 3 paused, 4 released, 5 lost, 6 retried, ? left"
-    )
+    assert line.startswith("progress: 1 done, 2 failed, 7 running, 3 paused, 4 released, 5 lost, 6 retried, ? left")
+
+
+def test_a_stop_is_said() -> None:
+    summary = Summary(done=1, running=2, left=9, stopped_by="SIGINT")
+    lines = told(io.StringIO(), Clock(), (1.0, summary), (0.5, replace(summary, running=0, released=2, seconds=2.0)))
+    assert lines == [
+        "progress: 1 done, 0 failed, 2 running, 9 left, stopping (SIGINT)",
+        "progress: 1 done, 0 failed, 2 released, 9 left, 30.0/min, in 0:02, stopped by SIGINT",
+    ]
 
 
 def test_nothing_happened_nothing_said() -> None:
