@@ -26,8 +26,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLES / request.param, tmp_path / request.param, ignore=MADE))
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    """Starts `run.py` from elsewhere, without a screen."""
+def start(folder: Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Starts `run.py`, by default from elsewhere, without a screen."""
     hidden = ("DISPLAY", "MPLBACKEND", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.Popen(
@@ -35,14 +35,14 @@ def start(folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=folder.parent,
+        cwd=cwd or folder.parent,
         env={**kept, "PYTHONPATH": str(ROOT)},
     )
 
 
-def run(folder: Path) -> tuple[str, str]:
+def run(folder: Path, cwd: Path | None = None) -> tuple[str, str]:
     """What `run.py` wrote to stdout and stderr; it must end well."""
-    child = start(folder)
+    child = start(folder, cwd)
     out, err = child.communicate(timeout=150)
     assert child.returncode == 0, out + err
     assert "Traceback" not in err
@@ -60,9 +60,7 @@ def statuses(database: Path, table: str) -> dict[str, int]:
 def check_ignored(folder: Path) -> None:
     """What a run leaves behind is ignored by git: a checkout stays clean."""
     made = {path.relative_to(folder.parent) for path in folder.rglob("*") if path.is_file()}
-    tracked = subprocess.run(
-        ["git", "ls-files", "."], cwd=EXAMPLES, capture_output=True, text=True, check=True
-    )
+    tracked = subprocess.run(["git", "ls-files", "."], cwd=EXAMPLES, capture_output=True, text=True, check=True)
     new = [str(path) for path in made if str(path) not in tracked.stdout.split("\n")]
     ignored = subprocess.run(["git", "check-ignore", *new], cwd=EXAMPLES, capture_output=True, text=True)
     assert sorted(ignored.stdout.split()) == sorted(new)
@@ -147,3 +145,34 @@ def test_a_stopped_example_goes_on_where_it_was(folder: Path) -> None:
     after = statuses(folder / "async_calls.db", "calls")
     assert f"Ran: {after['done'] - before['done']} done" in out
     assert after["done"] + after.get("error", 0) == 3000
+
+
+def code(document: Path, language: str) -> list[str]:
+    """The blocks of code of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_ten_lines_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "experiment_configuration.yml").write_text(code(ROOT / "README.md", "yaml")[0])
+    (tmp_path / "run.py").write_text(code(ROOT / "README.md", "python")[0])
+    out, err = run(tmp_path, tmp_path)
+    assert "done=60, error=0" in out
+    means = dict(re.findall(r"^(\d+) +20 +(3\.\d+)", out, re.MULTILINE))
+    assert means.keys() == {"1000", "10000", "100000"}
+    assert float(means["100000"]) == pytest.approx(3.1416, abs=0.01)
+    assert err == ""
+    assert statuses(tmp_path / "study.db", "pi") == {"done": 60}
+    again, _ = run(tmp_path, tmp_path)
+    assert "done=0, error=0" in again
+    assert again.splitlines()[-4:] == out.splitlines()[-4:]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", "docs/index.md", "docs/guarantees.md", "docs/migrating.md"]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    missing = [link for link in local if not ((ROOT / page).parent / link).exists()]
+    assert not missing
