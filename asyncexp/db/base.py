@@ -96,6 +96,10 @@ class Dialect:
     copies: bool = False
     """Whether `Transaction.copy` exists."""
     max_name_bytes: int = 63
+    transactional_ddl: bool = True
+    """Whether CREATE is undone by a rollback, and can be told to pass over what exists."""
+    json_text: str = "{column}"
+    """A JSON column as text that can be compared."""
     connection_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -171,13 +175,12 @@ class Database(Protocol):
         """Drops the connection without sending a byte: after a fork, or when its event loop is gone."""
         ...
 
-    async def run(
-        self, work: Callable[[Transaction], Awaitable[T]], *, limit_seconds: float = 30.0
-    ) -> T:
+    async def run(self, work: Callable[[Transaction], Awaitable[T]], *, limit_seconds: float = 30.0) -> T:
         """Runs `work` in one transaction: committed when it returns, rolled back when it raises.
 
         A deadlock, a lock wait or a serialisation failure rolls back and runs `work` anew, a bounded
-        number of times: `work` must not change anything outside that it cannot repeat.
+        number of times: `work` must not change anything outside that it cannot repeat. It awaits nothing
+        but its transaction, so that a backend may run it elsewhere in one go.
 
         Raises:
             Outage: the connection broke or the limit passed.

@@ -1,0 +1,664 @@
+"""`Experimenter`: the facade. It opens, closes and delegates; what it promises stands in its docstrings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+
+from asyncexp import config, logs, provenance
+from asyncexp.db import connect
+from asyncexp.errors import (
+    DatabaseError,
+    InvalidConfigError,
+    MissingLogTableError,
+    NoPausedExperimentsException,
+    ParameterCombinationError,
+)
+from asyncexp.experiment import ExperimentStatus, Summary
+from asyncexp.pools.base import Pool
+from asyncexp.pools.task import TaskPool, ThreadPool, is_async
+from asyncexp.progress import reporter
+from asyncexp.schema import RANDOM_INDEX, Schema, Table
+from asyncexp.session import Session
+from asyncexp.signals import handled
+from asyncexp.store import life, migrate, read, rows, setup, workers
+from asyncexp.store.claim import Wanted
+from asyncexp.store.fill import Filled, KeyRow
+from asyncexp.store.rows import fill_rows
+from asyncexp.store.study import Condition, Study, statuses, unknown
+from asyncexp.tables import frame
+from asyncexp.worker import Options, Run, exception_types, supervise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from asyncexp.config import Configuration
+    from asyncexp.config.models import ExecutionConfig
+    from asyncexp.store.read import ErrorGroup
+    from asyncexp.store.workers import WorkerInfo
+
+Status = ExperimentStatus | str
+PathLike = str | os.PathLike[str]
+ExperimentFunction = Callable[..., Any]
+"""`(keyfields, result_processor, custom_fields) -> None | ExperimentStatus`, `def` or `async def`."""
+
+
+class ExecutionKeywords(TypedDict, total=False):
+    """What the configuration's `Execution` section holds, as keywords of a call; times in seconds."""
+
+    timeout: float | None
+    stall_timeout: float | None
+    max_attempts: int
+    retries: int
+    retry_delay: float
+    retry_on: Sequence[type[BaseException] | str] | None
+    max_errors: int | None
+    grace: float
+    heartbeat_interval: float
+    lease: float
+    on_outage: Literal["continue", "stop"]
+    database_wait: float
+    poll_interval: float
+    max_tasks_per_child: int | None
+    worker_env: Mapping[str, str | Sequence[str]]
+
+
+class SelectionKeywords(ExecutionKeywords, total=False):
+    """Further keywords of calls that run one experiment."""
+
+    n_jobs: int | None
+    pool: Literal["task", "process"] | None
+    progress: bool | Callable[[Summary], None] | None
+    handle_signals: bool | None
+
+
+class Experimenter:
+    """Runs a table of experiments; one open `Experimenter` in one process is one worker.
+
+    Use it as `async with Experimenter() as experimenter:`, or close it by `aclose()`. The constructor reads the
+    configuration and does no other I/O. It pickles, without connection or password, and works from any
+    process and event loop: each gets its own connections.
+
+    Args:
+        experiment_configuration_file_path: YAML or `.cfg`; by default the first that exists of
+            `config/experiment_configuration.{yml,yaml,cfg}`.
+        database_credential_file_path: likewise `config/database_credentials.{yml,yaml,cfg}`; needed only for
+            a server database.
+        use_ssh_tunnel: None: as the configuration says.
+        database_name: instead of the configuration's.
+        table_name: instead of the configuration's; log tables follow.
+        use_codecarbon: whether energy is to be tracked.
+        name: written into each row that this worker runs; a SLURM job id fits here.
+        logger_name: an existing logger of this name is used as it is, and `log_file` ignored.
+        log_level: of a logger made here.
+        log_file: of a logger made here; its folder is made.
+
+    Raises:
+        NoConfigFileError: no configuration at the path, or at any default place.
+        ConfigError: the configuration is wrong; the message says where, and what to write.
+    """
+
+    def __init__(
+        self,
+        experiment_configuration_file_path: PathLike | None = None,
+        database_credential_file_path: PathLike | None = None,
+        *,
+        use_ssh_tunnel: bool | None = None,
+        database_name: str | None = None,
+        table_name: str | None = None,
+        use_codecarbon: bool = True,
+        name: str = "PyExperimenter",
+        logger_name: str = "py-experimenter",
+        log_level: int | str = logging.INFO,
+        log_file: PathLike | None = "py-experimenter.log",
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "database_credential_file_path": _absolute(database_credential_file_path),
+            "use_ssh_tunnel": use_ssh_tunnel,
+            "database_name": database_name,
+            "table_name": table_name,
+            "use_codecarbon": use_codecarbon,
+            "name": name,
+            "logger_name": logger_name,
+            "log_level": log_level,
+            "log_file": _absolute(log_file),
+        }
+        self._folder = Path.cwd()
+        self._configuration: Configuration = config.load(
+            experiment_configuration_file_path,
+            database_name=database_name,
+            table_name=table_name,
+            use_ssh_tunnel=use_ssh_tunnel,
+        )
+        self._schema = Schema.from_config(self._configuration.database)
+        self._logger = logs.logger(logger_name, log_level, self._arguments["log_file"])
+        self._sessions: dict[int, Session] = {}
+        self._pid = os.getpid()
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force, overrides included."""
+        return self._configuration
+
+    def __repr__(self) -> str:
+        database = self._configuration.database
+        return f"Experimenter(table={database.table.name!r}, {database.provider} database {database.database!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._configuration.path, "arguments": self._arguments, "folder": self._folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Experimenter.__init__(self, state["path"], **state["arguments"])
+        self._folder = state["folder"]
+
+    # --------------------------------------------------------------------------------- open and close
+
+    async def __aenter__(self) -> Self:
+        await self._session(tables=False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stops what runs, writes what is left, and closes every connection and thread; twice is no error."""
+        self._forget_strangers()
+        session = self._sessions.pop(id(asyncio.get_running_loop()), None)
+        if session is not None:
+            await session.close()
+        logs.release(self._logger)
+
+    async def close_ssh_tunnel(self) -> None:
+        """Closes the SSH tunnel, if one was opened."""
+
+    close_ssh = close_ssh_tunnel
+
+    async def _session(
+        self,
+        *,
+        make: bool = False,
+        tables: bool = True,
+        create_database: bool = False,
+        wait_seconds: float = 0.0,
+    ) -> Session:
+        """What this process and event loop have open, opened if need be."""
+        self._forget_strangers()
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(id(loop))
+        if session is None:
+            session = self._sessions[id(loop)] = self._new_session()
+        await session.open(create_database=create_database, wait_seconds=wait_seconds)
+        if tables:
+            await session.prepare(make=make, wait_seconds=wait_seconds)
+        return session
+
+    def _new_session(self) -> Session:
+        target = config.target(
+            self._configuration,
+            self._arguments["database_credential_file_path"],
+            environment=os.environ,
+            folder=self._folder,
+        )
+        name: str = self._arguments["name"]
+        return Session(partial(connect, target), self._schema, self._logger, name, self._configuration.custom)
+
+    def _forget_strangers(self) -> None:
+        """Drops what belongs to another process or to a loop that was closed."""
+        if self._pid != os.getpid():
+            for session in self._sessions.values():
+                session.abandon()
+            self._sessions.clear()
+            self._pid = os.getpid()
+        for key, session in list(self._sessions.items()):
+            if session.loop.is_closed():
+                del self._sessions[key]
+                session.discard()
+
+    async def _reading(self) -> Study:
+        return await (await self._session()).reading()
+
+    # -------------------------------------------------------------------------------------- the tables
+
+    async def create_table(self, create_database: bool = False) -> None:
+        """Makes what is missing: the tables, and the database itself if asked to.
+
+        Raises:
+            TableHasWrongStructureError: the table has another structure; the difference is named.
+            DatabaseCreationError: the database does not exist or may not be made.
+        """
+        await self._session(make=True, create_database=create_database)
+
+    async def migrate(self) -> None:
+        """Adds to the tables what the configuration has and they lack; never drops or retypes.
+
+        Resultfields and log columns are NULL in old rows; a keyfield takes its `default:` there. A table
+        that PyExperimenter made gets its bookkeeping.
+
+        Raises:
+            TableHasWrongStructureError: what cannot be mended by adding.
+        """
+        session = await self._session(tables=False)
+        await migrate.migrate(session.study, self._configuration.database.table.keyfields, self._logger)
+        session.unprepared()
+        await session.prepare(make=True)
+
+    async def delete_table(self) -> None:
+        """Drops everything that belongs to the table."""
+        session = await self._session(tables=False)
+        await setup.drop(session.study)
+        session.unprepared()
+
+    # ------------------------------------------------------------------------------------------ filling
+
+    async def fill_table_from_config(self) -> Filled:
+        """Adds every combination of the keyfields' values that is not there yet.
+
+        Returns:
+            How many rows were added, and how many existed.
+
+        Raises:
+            InvalidValuesInConfiguration: a keyfield has no values.
+        """
+        values = rows.configured(self._configuration.database.table.keyfields)
+        study = (await self._session(make=True)).study
+        return self._filled(await rows.fill(study, rows.Rows(study).product(values)))
+
+    async def fill_table_with_rows(
+        self,
+        rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]] | pd.DataFrame,
+    ) -> Filled:
+        """Adds rows, each a dict with a value for every keyfield; those that exist are passed over.
+
+        Raises:
+            ParameterCombinationError: a keyfield is missing, unknown or impossible; row and field are named.
+            EmptyFillDatabaseCallError: there are no rows.
+        """
+        session = await self._session(make=True)
+        return self._filled(await fill_rows(session.study, rows))
+
+    async def fill_table_from_combination(
+        self,
+        fixed_parameter_combinations: Sequence[Mapping[str, Any]] | None = None,
+        parameters: Mapping[str, Iterable[Any]] | None = None,
+    ) -> Filled:
+        """Adds fixed combinations times the Cartesian product of `parameters`.
+
+        Raises:
+            ParameterCombinationError: a keyfield is missing, unknown, given twice or impossible.
+        """
+        session = await self._session(make=True)
+        fixed = [{}] if not fixed_parameter_combinations else list(fixed_parameter_combinations)
+        product = rows.Rows(session.study).product(parameters or {}, fixed)
+        return self._filled(await rows.fill(session.study, product))
+
+    def _filled(self, filled: Filled) -> Filled:
+        self._logger.info("%d rows successfully added to database. %d rows were skipped.", filled.added, filled.existed)
+        return filled
+
+    # ---------------------------------------------------------------------------------------- executing
+
+    async def execute(
+        self,
+        experiment_function: ExperimentFunction,
+        *,
+        max_experiments: int = -1,
+        random_order: bool = False,
+        n_jobs: int | None = None,
+        pool: Literal["task", "process"] | None = None,
+        where: Mapping[str, Any] | None = None,
+        experiment_ids: Iterable[int] | None = None,
+        until: Literal["empty", "finished"] = "empty",
+        from_status: Literal["created", "paused"] = "created",
+        progress: bool | Callable[[Summary], None] | None = None,
+        handle_signals: bool | None = None,
+        **execution: Unpack[ExecutionKeywords],
+    ) -> Summary:
+        """Claims rows and runs the function for each, until nothing is left to claim.
+
+        The function is called `(keyfields, result_processor, custom_fields)`; `async def` runs as a task, `def`
+        in a thread. None or DONE ends the row as done, an exception as error, and the others go on.
+
+        Args:
+            max_experiments: attempts that this call starts at most; -1: all.
+            random_order: in random order instead of that of the IDs.
+            n_jobs: how many at once; None: as configured; -1: the usable cores.
+            where: only rows with these keyfield values; a list means any of them.
+            experiment_ids: only these rows.
+            from_status: `"paused"` continues paused rows.
+            progress: True a bar, None a bar on a terminal, False nothing, or a function of the summary.
+            handle_signals: None: SIGINT and SIGTERM stop it gracefully when in the main thread and SIGTERM has its
+                default action.
+            **execution: every key of the configuration's `Execution` section.
+
+        Returns:
+            How many attempts ended how, the seconds it took, and what stopped it early, if anything did.
+
+        Raises:
+            InvalidConfigError: an unknown or impossible keyword or value.
+            DatabaseError: the database refused something that is not the experiments' fault.
+        """
+        options, settings = self._options(n_jobs, max_experiments, random_order, execution)
+        _check_choice("until", until, ("empty", "finished"))
+        _check_choice("from_status", from_status, ("created", "paused"))
+        if until == "finished":
+            raise InvalidConfigError('until="finished" is not there yet; use until="empty"')
+        session = await self._session(wait_seconds=settings.database_wait)
+        wanted = Wanted(
+            0,
+            from_status,
+            session.study.condition(where, self._schema.keyfields),
+            None if experiment_ids is None else tuple(int(i) for i in experiment_ids),
+            since=await _now(session.study) if from_status == "paused" else None,
+        )
+        if random_order:
+            await setup.make_index(session.study, self._schema.main, RANDOM_INDEX)
+        run = await self._run(session, experiment_function, pool, options, settings, wanted, progress, handle_signals)
+        return run.summary()
+
+    async def add_experiment_and_execute(
+        self,
+        keyfields: Mapping[str, Any],
+        experiment_function: ExperimentFunction,
+        **keywords: Unpack[SelectionKeywords],
+    ) -> ExperimentStatus | None:
+        """Adds one row already claimed and runs it; a row that exists and is `created` is claimed and run.
+
+        Returns:
+            The row's status afterwards; None if it was deleted meanwhile. The function's own exception is never raised.
+
+        Raises:
+            ParameterCombinationError: a keyfield is missing, unknown or impossible.
+            DatabaseError: the row exists and is not `created`; its status is named.
+        """
+        session = await self._session(make=True)
+        row = rows.Rows(session.study).one(keyfields, "keyfields")
+        return await self._run_one(session, experiment_function, Wanted(1, add=row), keywords)
+
+    async def unpause_experiment(
+        self,
+        experiment_id: int,
+        experiment_function: ExperimentFunction,
+        **keywords: Unpack[SelectionKeywords],
+    ) -> ExperimentStatus | None:
+        """Claims exactly that paused row and runs the function; results and logs so far are kept.
+
+        Returns:
+            The row's status afterwards. The function's own exception is never raised.
+
+        Raises:
+            NoPausedExperimentsException: the row is not paused; the message says what it is.
+        """
+        session = await self._session()
+        await _must_be_paused(session.study, experiment_id)
+        since = await _now(session.study)
+        wanted = Wanted(1, "paused", ids=(int(experiment_id),), early=True, since=since)
+        status = await self._run_one(session, experiment_function, wanted, keywords)
+        if status is None:
+            await _must_be_paused(session.study, experiment_id)
+        return status
+
+    async def _run_one(
+        self, session: Session, function: ExperimentFunction, wanted: Wanted, keywords: SelectionKeywords
+    ) -> ExperimentStatus | None:
+        execution = {k: v for k, v in keywords.items() if k in ExecutionKeywords.__annotations__}
+        unknown_keys = keywords.keys() - SelectionKeywords.__annotations__.keys() - execution.keys()
+        if unknown_keys:
+            raise InvalidConfigError(unknown("no keyword", min(unknown_keys), SelectionKeywords.__annotations__))
+        options, settings = self._options(1, -1, False, execution)
+        run = await self._run(
+            session,
+            function,
+            keywords.get("pool"),
+            options,
+            settings,
+            wanted,
+            keywords.get("progress", False),
+            keywords.get("handle_signals"),
+        )
+        if run.last_id is None:
+            return None
+        status = await read.status_of(session.study, run.last_id)
+        return None if status is None else ExperimentStatus(status)
+
+    async def _run(
+        self,
+        session: Session,
+        function: ExperimentFunction,
+        pool: Literal["task", "process"] | None,
+        options: Options,
+        settings: ExecutionConfig,
+        wanted: Wanted,
+        progress: bool | Callable[[Summary], None] | None,
+        handle_signals: bool | None,
+    ) -> Run:
+        made = _pool(function, pool or settings.pool)
+        await session.start_worker(settings.heartbeat_interval, settings.lease)
+        left = await _left(session.study, wanted) if progress is not False else None
+        with reporter(progress) as report:
+            run = Run(
+                session,
+                function,
+                made,
+                options,
+                wanted,
+                synchronous=isinstance(made, ThreadPool),
+                report=report,
+                left=left,
+            )
+            session.runs.add(run)
+            try:
+                with handled(run, handle_signals):
+                    summary = await supervise(run)
+            finally:
+                session.runs.discard(run)
+        self._logger.info("%s", _told(summary))
+        return run
+
+    def _options(
+        self, n_jobs: int | None, max_experiments: int, random_order: bool, execution: Mapping[str, Any]
+    ) -> tuple[Options, ExecutionConfig]:
+        """The keywords of a call over the environment over the configuration, checked."""
+        keywords = dict(execution)
+        retry_on = keywords.pop("retry_on", None)
+        settings = config.execution(self._configuration, os.environ, **keywords)
+        kinds = retry_on if retry_on is not None else settings.retry_on
+        options = Options(
+            n_jobs=_jobs(self._configuration.n_jobs if n_jobs is None else n_jobs),
+            max_experiments=max_experiments,
+            random_order=random_order,
+            retries=settings.retries,
+            retry_delay=settings.retry_delay,
+            retry_on=None if kinds is None else exception_types(kinds),
+            max_errors=settings.max_errors,
+            timeout=settings.timeout,
+            stall_timeout=settings.stall_timeout,
+            grace=settings.grace,
+            lease=settings.lease,
+            poll_interval=settings.poll_interval,
+            stop_on_outage=settings.on_outage == "stop",
+        )
+        return options, settings
+
+    # ------------------------------------------------------------------------------ the life of a row
+
+    async def reset_experiments(
+        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | None = None
+    ) -> int:
+        """Deletes rows with their logs and creates them anew, without results and under new IDs, in one transaction.
+
+        Args:
+            *which: statuses, `"all"` too; running rows are touched only if named so.
+            where: only rows with these keyfield values.
+            ids: only these rows.
+
+        Returns:
+            How many rows.
+
+        Raises:
+            InvalidColumnError: no such status.
+            ParameterCombinationError: no filter at all, or an unknown keyfield.
+        """
+        study = await self._reading()
+        return await life.reset(study, self._selected(study, which, where, ids))
+
+    async def delete_experiments(
+        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | None = None
+    ) -> int:
+        """Deletes rows with all that belongs to them, in one transaction; as `reset_experiments`."""
+        study = await self._reading()
+        return await life.delete(study, self._selected(study, which, where, ids))
+
+    async def retry_errors(self, where: Mapping[str, Any] | None = None, ids: Iterable[int] | None = None) -> int:
+        """Puts rows in error back under the same ID; attempts so far no longer count. Returns how many."""
+        study = await self._reading()
+        return await life.retry(study, self._selected(study, ["error"], where, ids))
+
+    def _selected(
+        self,
+        study: Study,
+        which: Sequence[Status],
+        where: Mapping[str, Any] | None,
+        ids: Iterable[int] | None,
+    ) -> Condition:
+        if not which and where is None and ids is None:
+            raise ParameterCombinationError('Name at least one status, `where` or `ids`; "all" means every row.')
+        chosen = study.condition(where, self._schema.keyfields)
+        return life.selection(study, statuses(which), chosen, None if ids is None else [int(i) for i in ids])
+
+    async def cancel(self, ids: Iterable[int] | int) -> list[int]:
+        """Asks the workers that run these rows to end them as `error`. Returns the ids asked."""
+        return await workers.ask(await self._reading(), _ids(ids), "cancel", self._me())
+
+    async def release(self, ids: Iterable[int] | int) -> list[int]:
+        """Asks the workers that run these rows to put them back. Returns the ids asked."""
+        return await workers.ask(await self._reading(), _ids(ids), "release", self._me())
+
+    async def stop(self, workers_: Iterable[int] | None = None) -> list[int]:
+        """Asks this worker, or those with these ids, to stop gracefully. Returns the ids asked."""
+        session = await self._session()
+        wanted = [session.identity.id] if workers_ is None else _ids(workers_)
+        if session.identity.id in wanted:
+            session.stop(self._me())
+        return await workers.ask_to_stop(await session.reading(), wanted, self._me())
+
+    def _me(self) -> str:
+        return f"{self._arguments['name']} on {provenance.machine()} (pid {os.getpid()})"[:255]
+
+    # -------------------------------------------------------------------------------------- reading
+
+    async def counts(self, condition: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """How many rows are in each status."""
+        study = await self._reading()
+        return await read.counts(study, study.condition(condition, study.filter_columns))
+
+    async def workers(self) -> list[WorkerInfo]:
+        """All workers of the table, the latest first: live, lost and stopped."""
+        return await workers.listed(await self._reading())
+
+    async def errors(self) -> list[ErrorGroup]:
+        """The errors grouped by their last line, the most frequent first, with counts and ids."""
+        return await read.errors(await self._reading())
+
+    async def get_table(self, condition: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """The table as a DataFrame, by ID; dates are naive UTC.
+
+        Args:
+            condition: values that keyfields, `status`, `ID`, … must have; a list means any of them.
+        """
+        study = await self._reading()
+        return await _frame(study, self._schema.main, study.condition(condition, study.filter_columns))
+
+    async def get_logtable(
+        self, name: str, condition: Mapping[str, Any] | None = None, *, all_attempts: bool = False
+    ) -> pd.DataFrame:
+        """A log table as a DataFrame, in the order written.
+
+        Args:
+            name: its short name, as in the configuration.
+            condition: values that its columns must have, `experiment_id` among them.
+            all_attempts: also the lines of attempts that were lost, released or tried again.
+
+        Raises:
+            MissingLogTableError: the configuration defines no such log table.
+        """
+        tables = self._schema.logs
+        table = tables.get(name) or tables.get(name.removeprefix(f"{self._schema.name}__"))
+        if table is None:
+            raise MissingLogTableError(unknown("no log table", name, tables))
+        study = await self._reading()
+        chosen = study.condition(condition, read.log_columns(table))
+        return await _frame(study, table, chosen if all_attempts else read.visible(study, table, chosen))
+
+    async def get_codecarbon_table(self) -> pd.DataFrame:
+        """The energy and emissions of the experiments as a DataFrame."""
+        return await _frame(await self._reading(), self._schema.codecarbon, Condition())
+
+
+async def _frame(study: Study, table: Table, which: Condition) -> pd.DataFrame:
+    return frame(*await read.rows(study, table, which))
+
+
+async def _now(study: Study) -> Any:
+    [(now,)] = await study.fetch(study.db, f"SELECT {study.dialect.now}")
+    return now
+
+
+async def _left(study: Study, wanted: Wanted) -> int:
+    if wanted.add is not None:
+        return 1
+    chosen = life.selection(study, [wanted.status], wanted.where, wanted.ids)
+    return sum((await read.counts(study, chosen)).values())
+
+
+async def _must_be_paused(study: Study, experiment_id: int) -> None:
+    status = await read.status_of(study, experiment_id)
+    if status != "paused":
+        what = "does not exist" if status is None else f"is {status!r}"
+        raise NoPausedExperimentsException(f"Experiment {experiment_id} {what}; only a paused one can be continued.")
+
+
+def _pool(function: ExperimentFunction, pool: str | None) -> Pool:
+    if not callable(function):
+        raise InvalidConfigError(f"experiment_function is {type(function).__name__}; it must be a function")
+    if pool not in (None, "task"):
+        raise InvalidConfigError(f"pool={pool!r} is not there yet; leave it out, or use pool='task'")
+    return TaskPool() if is_async(function) else ThreadPool()
+
+
+def _jobs(n_jobs: int) -> int:
+    if n_jobs == -1:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
+        raise InvalidConfigError(f"n_jobs={n_jobs!r}: a number of experiments at once, or -1 for the usable cores")
+    return n_jobs
+
+
+def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InvalidConfigError(unknown(f"{name}: no choice", value, known))
+
+
+def _ids(ids: Iterable[int] | int) -> list[int]:
+    return [int(ids)] if isinstance(ids, int) else [int(i) for i in ids]
+
+
+def _absolute(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path).absolute()
+
+
+def _told(summary: Summary) -> str:
+    parts = [f"{getattr(summary, name)} {name}" for name in ("done", "error", "paused", "released", "lost", "retried")]
+    shown = ", ".join(part for part in parts if not part.startswith("0 ")) or "nothing to do"
+    stopped = f" (stopped by {summary.stopped_by})" if summary.stopped_by else ""
+    return f"{shown} in {summary.seconds:.1f} s{stopped}"
+
+
+__all__ = ["DatabaseError", "Experimenter", "KeyRow"]

@@ -1,0 +1,153 @@
+"""Running functions in this process: `async def` as tasks on the loop, `def` in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from asyncexp.pools.base import Cancelled, Done, Handle, Result, Returned, raised
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives something to await: `async def`, partials and callable objects of such."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+class TaskPool:
+    """One task a call: a task of its own keeps cancellation and context variables of one call from the next."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def start(self, function: Callable[..., Any], args: tuple[Any, ...], done: Done) -> Handle:
+        task = self._loop.create_task(_guarded(function, args))
+        task.add_done_callback(lambda ended: done(_result(ended)))
+        return TaskHandle(task)
+
+    async def close(self) -> None:
+        return
+
+
+class TaskHandle:
+    killable = True
+
+    def __init__(self, task: asyncio.Task[Result]) -> None:
+        self._task = task
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    def abandon(self) -> None:
+        _left_alone.add(self._task)
+        self._task.add_done_callback(_left_alone.discard)
+
+
+_left_alone: set[asyncio.Task[Result]] = set()
+"""Tasks that swallowed their cancellation; held so that they are not collected half-way."""
+
+
+async def _guarded(function: Callable[..., Any], args: tuple[Any, ...]) -> Result:
+    # SystemExit and KeyboardInterrupt would leave the event loop itself if a task let them out.
+    try:
+        return Returned(await function(*args))
+    except asyncio.CancelledError:
+        raise
+    except BaseException as failure:  # noqa: BLE001
+        return raised(failure)
+
+
+def _result(task: asyncio.Task[Result]) -> Result:
+    return Cancelled() if task.cancelled() else task.result()
+
+
+class ThreadPool:
+    """One thread a call at a time, reused.
+
+    The threads are daemons: one that never comes back does not keep the interpreter from ending.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[_Thread] = []
+        self._made = 0
+
+    def start(self, function: Callable[..., Any], args: tuple[Any, ...], done: Done) -> Handle:
+        thread = self._idle.pop() if self._idle else self._new()
+        handle = ThreadHandle()
+
+        def back(result: Result) -> None:
+            if handle.abandoned:
+                thread.end()
+            else:
+                self._idle.append(thread)
+            done(result)
+
+        thread.run(function, args, back)
+        return handle
+
+    def _new(self) -> _Thread:
+        self._made += 1
+        return _Thread(self._loop, f"asyncexp-{self._made}")
+
+    async def close(self) -> None:
+        for thread in self._idle:
+            thread.end()
+        while self._idle:
+            self._idle.pop().join()
+
+
+class ThreadHandle:
+    killable = False
+
+    def __init__(self) -> None:
+        self.abandoned = False
+
+    def cancel(self) -> None:
+        return
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+class _Thread:
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self._loop = loop
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], back: Done) -> None:
+        self._calls.put((function, args, back))
+
+    def end(self) -> None:
+        self._calls.put(None)
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, args, back = call
+            result = _called(function, args)
+            # The loop is gone if the thread outlived its worker; then nobody waits.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(back, result)
+            del call, function, args, back, result
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> Result:
+    try:
+        value = function(*args)
+    except BaseException as failure:  # noqa: BLE001  (sys.exit in a thread must end its row, not the thread)
+        return raised(failure)
+    if inspect.iscoroutine(value):
+        value.close()
+    return Returned(value)

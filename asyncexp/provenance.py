@@ -1,0 +1,80 @@
+"""Where the code of a run came from and where it runs; nothing here fails for lack of a fact."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+GIT_LIMIT_SECONDS = 5.0
+
+
+def here() -> dict[str, Any]:
+    """Facts that cost nothing: machine, process, versions, SLURM; columns of the workers' table."""
+    return {
+        "boot_id": _read("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace": _link("/proc/self/ns/pid"),
+        "pid": os.getpid(),
+        "python_version": platform.python_version(),
+        "asyncexp_version": version("asyncexp"),
+        "command_line": shlex.join(sys.orig_argv)[:4000].encode("utf-8", "backslashreplace").decode(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_array_job_id": os.environ.get("SLURM_ARRAY_JOB_ID"),
+        "slurm_array_task_id": os.environ.get("SLURM_ARRAY_TASK_ID"),
+    }
+
+
+def machine() -> str:
+    """The host's name."""
+    return socket.gethostname()
+
+
+def git() -> dict[str, Any]:
+    """Commit of the working tree that the main script lies in, and whether it has changes; empty if none."""
+    folder = _script_folder()
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit.strip(), "git_dirty": None if changes is None else bool(changes.strip())}
+
+
+def _script_folder() -> Path:
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(main).resolve().parent if main else Path.cwd()
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    command = ["git", "-C", str(folder), *words]
+    try:
+        done = subprocess.run(  # noqa: S603  (fixed words, no shell)
+            command,
+            capture_output=True,
+            text=True,
+            timeout=GIT_LIMIT_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _link(path: str) -> str | None:
+    try:
+        return str(Path(path).readlink())
+    except OSError:
+        return None

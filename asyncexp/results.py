@@ -1,0 +1,279 @@
+"""What an experiment function is given to report with: check each value, then send it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from asyncexp.errors import (
+    DatabaseQueryError,
+    ExperimentLostError,
+    InvalidLogFieldError,
+    InvalidResultFieldError,
+)
+from asyncexp.experiment import ExperimentId
+from asyncexp.store.flush import Key
+from asyncexp.store.study import Study, unknown
+from asyncexp.writer import Writer, lost
+
+T = TypeVar("T")
+
+HEARTBEAT_SECONDS = 1.0
+"""At most one write of an experiment's heartbeat in this time."""
+LOOP_CHECK_SECONDS = 1.0
+
+LogRows = Mapping[str, Any] | Iterable[Mapping[str, Any]]
+
+
+class Attempt(Protocol):
+    """What a result processor must know of the attempt that it reports for."""
+
+    over: bool
+    """The attempt has ended or was lost: nothing more is accepted."""
+    last_sign: float
+    """`time.monotonic()` of the function's last call."""
+
+    @property
+    def should_stop(self) -> bool: ...
+
+
+class ResultProcessor:
+    """Reports results, logs and progress of one attempt, from `async def` functions.
+
+    Made by asyncexp, not by users. Every method raises `ExperimentLostError` once the row is no longer
+    this worker's.
+    """
+
+    def __init__(self, experiment_id: ExperimentId, attempt: Attempt, study: Study, writer: Writer) -> None:
+        self._id = experiment_id
+        self._key: Key = (int(experiment_id), experiment_id.attempt)
+        self._state = attempt
+        self._study = study
+        self._writer = writer
+        self._heartbeat: dict[str, Any] = {}
+        self._heartbeat_due: float = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def experiment_id(self) -> ExperimentId:
+        """The ID of the row: an `int` that carries attempt and worker, through a pickle too."""
+        return self._id
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first attempt at this row; above 1, look for a checkpoint."""
+        return self._id.attempt
+
+    @property
+    def should_stop(self) -> bool:
+        """True once this experiment should come to an end: save a checkpoint, return `CREATED` or `PAUSED`."""
+        return self._state.should_stop
+
+    async def process_results(self, results: Mapping[str, Any]) -> None:
+        """Writes results into the row; when it returns they are committed.
+
+        The last write of a field wins, a field not named stays as it is, `None` writes NULL.
+
+        Raises:
+            InvalidResultFieldError: no such resultfield, or a value that does not fit; nothing was written.
+            DatabaseQueryError: the database refused the values; nothing of this call was written.
+            ExperimentLostError: the row is no longer this worker's; nothing was written.
+        """
+        self._alive()
+        fields, size = self._results(results)
+        await self._writer.send(self._key, fields, size)
+
+    async def process_logs(self, logs: Mapping[str, LogRows]) -> None:
+        """Adds lines to log tables, in order; written in the background, at most 0.2 s later.
+
+        Takes `{log table: {column: value}}`, or a list of such rows for a table. Waits only while too
+        many lines are still to be written.
+
+        Raises:
+            InvalidLogFieldError: no such log table or column, or a value that does not fit; nothing was written.
+            DatabaseQueryError: the database refused lines sent earlier.
+            ExperimentLostError: the row is no longer this worker's.
+        """
+        self._alive()
+        lines, size = self._lines(logs)
+        await self._writer.log(self._key, lines, size)
+
+    async def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
+        """A sign of life, with the fraction done (0 to 1) and a word on it, for others to see.
+
+        Merged: written at most once a second.
+        """
+        self._alive()
+        self._note_heartbeat(progress, message)
+
+    async def flush(self) -> None:
+        """Returns when everything sent so far is committed."""
+        self._alive()
+        self._write_heartbeat()
+        await self._writer.settled(self._key)
+        self._alive()
+
+    # ------------------------------------------------------------------------------------- checking
+
+    def _alive(self) -> None:
+        self._state.last_sign = time.monotonic()
+        if self._state.over:
+            raise lost(self._key)
+        if (refused := self._writer.take_error(self._key)) is not None:
+            raise DatabaseQueryError(f"The database refused what was sent earlier: {refused}") from refused
+
+    def _results(self, results: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        encoders = self._study.result_encoders
+        fields: dict[str, Any] = {}
+        size = 0
+        for name, value in results.items():
+            encode = encoders.get(name)
+            if encode is None:
+                raise InvalidResultFieldError(unknown("no resultfield", name, encoders))
+            fields[name] = encoded = _encode(encode, value, f"resultfield {name!r}", InvalidResultFieldError)
+            size += self._size(encoded, f"resultfield {name!r}", InvalidResultFieldError)
+        if self._study.schema.result_timestamps:
+            now = self._study.now()
+            fields |= {f"{name}_timestamp": now for name in list(fields)}
+        return fields, size
+
+    def _lines(self, logs: Mapping[str, LogRows]) -> tuple[list[tuple[str, tuple[Any, ...]]], int]:
+        tables = self._study.log_encoders
+        lines: list[tuple[str, tuple[Any, ...]]] = []
+        size = 0
+        now = self._study.now()
+        for table, rows in logs.items():
+            columns = tables.get(table)
+            if columns is None:
+                raise InvalidLogFieldError(unknown("no log table", table, tables))
+            for row in (rows,) if isinstance(rows, Mapping) else rows:
+                values, more = self._line(table, columns, row)
+                lines.append((table, (now, *values)))
+                size += more
+        return lines, size
+
+    def _line(
+        self, table: str, columns: Mapping[str, Callable[[object], Any]], row: Mapping[str, Any]
+    ) -> tuple[list[Any], int]:
+        if not row.keys() <= columns.keys():
+            wrong = next(name for name in row if name not in columns)
+            raise InvalidLogFieldError(unknown(f"log table {table!r} has no column", wrong, columns))
+        values: list[Any] = []
+        size = 0
+        for name, encode in columns.items():
+            value = row.get(name)
+            if value is not None:
+                where = f"log table {table!r}, column {name!r}"
+                value = _encode(encode, value, where, InvalidLogFieldError)
+                size += self._size(value, where, InvalidLogFieldError)
+            values.append(value)
+        return values, size
+
+    def _size(self, value: Any, where: str, error: type[Exception]) -> int:
+        if type(value) is not str:
+            return 16
+        size = len(value)
+        if size * 4 > self._study.db.max_value_bytes and len(value.encode()) > self._study.db.max_value_bytes:
+            raise error(f"{where}: {size} characters are more than the server takes in one value")
+        return size
+
+    # ------------------------------------------------------------------------------------ heartbeat
+
+    def _note_heartbeat(self, progress: float | None, message: str | None) -> None:
+        if progress is not None:
+            self._heartbeat["_progress"] = float(progress)
+        if message is not None:
+            self._heartbeat["_message"] = clean(str(message))
+        self._heartbeat["_heartbeat"] = self._study.now()
+        wait = self._heartbeat_due - time.monotonic()
+        if wait <= 0:
+            self._write_heartbeat()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(wait, self._write_heartbeat)
+
+    def _write_heartbeat(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heartbeat and not self._state.over:
+            self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
+            self._writer.mention(self._key, self._heartbeat)
+            self._heartbeat = {}
+
+    def close(self) -> None:
+        """Sends a heartbeat that still waits; the attempt is about to end."""
+        self._write_heartbeat()
+
+
+class SyncResultProcessor:
+    """The same for plain `def` functions: each call returns when its asynchronous twin would."""
+
+    def __init__(self, inner: ResultProcessor, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner = inner
+        self._loop = loop
+
+    @property
+    def experiment_id(self) -> ExperimentId:
+        """The ID of the row: an `int` that carries attempt and worker, through a pickle too."""
+        return self._inner.experiment_id
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first attempt at this row; above 1, look for a checkpoint."""
+        return self._inner.attempt
+
+    @property
+    def should_stop(self) -> bool:
+        """True once this experiment should come to an end: save a checkpoint, return `CREATED` or `PAUSED`."""
+        return self._inner.should_stop
+
+    def process_results(self, results: Mapping[str, Any]) -> None:
+        """See `ResultProcessor.process_results`."""
+        self._call(self._inner.process_results(results))
+
+    def process_logs(self, logs: Mapping[str, LogRows]) -> None:
+        """See `ResultProcessor.process_logs`."""
+        self._call(self._inner.process_logs(logs))
+
+    def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
+        """See `ResultProcessor.heartbeat`."""
+        self._call(self._inner.heartbeat(progress, message))
+
+    def flush(self) -> None:
+        """See `ResultProcessor.flush`."""
+        self._call(self._inner.flush())
+
+    def _call(self, sent: Coroutine[Any, Any, T]) -> T:
+        try:
+            future = asyncio.run_coroutine_threadsafe(sent, self._loop)
+        except RuntimeError:  # the loop was closed: this thread outlived its worker
+            sent.close()
+            raise lost((int(self.experiment_id), self.attempt)) from None
+        while True:
+            try:
+                return future.result(LOOP_CHECK_SECONDS)
+            except concurrent.futures.CancelledError:
+                raise lost((int(self.experiment_id), self.attempt)) from None
+            except TimeoutError:
+                if future.done():
+                    raise
+                if self._loop.is_closed():
+                    raise lost((int(self.experiment_id), self.attempt)) from None
+
+
+def clean(text: str) -> str:
+    """Text that every database takes: no NUL, no lone surrogate."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _encode(encode: Callable[[object], Any], value: Any, where: str, error: type[Exception]) -> Any:
+    try:
+        return encode(value)
+    except ValueError as wrong:
+        raise error(f"{where}: {wrong}") from None
+
+
+__all__ = ["ExperimentLostError", "ResultProcessor", "SyncResultProcessor", "clean"]

@@ -1,0 +1,246 @@
+"""What an open `Experimenter` holds on one event loop: connections, writer, service thread, runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from asyncexp import provenance
+from asyncexp.db.base import Database, MissingTable, Outage
+from asyncexp.errors import DatabaseConnectionError
+from asyncexp.lease import Callbacks, Service
+from asyncexp.schema import Schema
+from asyncexp.store import setup, workers
+from asyncexp.store.claim import Worker
+from asyncexp.store.flush import Key
+from asyncexp.store.study import Study
+from asyncexp.store.workers import Request
+from asyncexp.worker import Live, Run
+from asyncexp.writer import Writer
+
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 5.0
+CLOSE_LIMIT_SECONDS = 30.0
+
+
+class Session:
+    """One worker: an `Experimenter` in one process on one event loop."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Database],
+        schema: Schema,
+        logger: logging.Logger,
+        name: str,
+        custom: Mapping[str, Any],
+    ) -> None:
+        self.logger = logger
+        self.custom = custom
+        self.live: dict[Key, Live] = {}
+        self.runs: set[Run] = set()
+        self.identity = Worker(secrets.randbits(62) + 1, name, provenance.machine())
+        self.totals = {"done": 0, "error": 0}
+        self._connect = connect
+        self._database = connect()
+        self.study = Study(self._database, schema, logger.warning)
+        self._reader: Study | None = None
+        self._opened = False
+        self._prepared = False
+        self._writer: Writer | None = None
+        self._service: Service | None = None
+        self._starting = asyncio.Lock()
+        self.loop = asyncio.get_running_loop()
+        self._end_service: weakref.finalize[..., Session] | None = None
+
+    # --------------------------------------------------------------------------------------- opening
+
+    async def open(self, *, create_database: bool = False, wait_seconds: float = 0.0) -> None:
+        """Connects; tries again for `wait_seconds` while the database is away.
+
+        Raises:
+            DatabaseConnectionError, DatabaseCreationError: what is wrong, and what to check.
+        """
+        async with self._starting:
+            if not self._opened:
+                await self._patiently(lambda: self._database.open(create_database=create_database), wait_seconds)
+                await self._patiently(self.study.set_clock, wait_seconds)
+                self._opened = True
+
+    async def prepare(self, *, make: bool, wait_seconds: float = 0.0) -> None:
+        """Sees to it once that the tables are there and as configured.
+
+        Raises:
+            MissingTable: they are not there, and were not to be made.
+            TableHasWrongStructureError: they are not what the configuration describes.
+        """
+        if self._prepared:
+            return
+        if make:
+            await self._patiently(lambda: setup.create(self.study), wait_seconds)
+        elif await self.study.db.columns(self.study.schema.name) is None:
+            raise MissingTable(
+                f"There is no table {self.study.schema.name!r} in this database yet: fill it first "
+                "(`fill_table_from_config()`), or call `create_table()`."
+            )
+        else:
+            await setup.check(self.study)
+        self._prepared = True
+
+    def unprepared(self) -> None:
+        """The tables were dropped or changed: look again at the next call."""
+        self._prepared = False
+
+    async def _patiently(self, attempt: Callable[[], Any], wait_seconds: float) -> None:
+        until = self.loop.time() + wait_seconds
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                await attempt()
+            except Outage as outage:
+                if self.loop.time() + wait > until:
+                    raise DatabaseConnectionError(str(outage)) from outage
+                self.logger.warning("The database cannot be reached, trying again: %s", outage)
+            else:
+                return
+            await asyncio.sleep(wait)
+            wait = min(LONGEST_WAIT_SECONDS, wait * 2)
+
+    async def reading(self) -> Study:
+        """The study for reading and for upkeep: over a connection of its own while experiments run."""
+        if not self.runs:
+            return self.study
+        if self._reader is None:
+            self._reader = self.study.sibling(self._connect())
+        return self._reader
+
+    # ---------------------------------------------------------------------------------------- worker
+
+    async def start_worker(self, interval_seconds: float, lease_seconds: float) -> None:
+        """Registers this worker and starts its sign of life and its writer, once."""
+        async with self._starting:
+            if self._writer is not None:
+                return
+            await workers.register(self.study, self.identity, lease_seconds, provenance.here())
+            self._writer = Writer(
+                self.study,
+                self.identity,
+                self.logger,
+                lost=self._lost,
+                away=self._away,
+                longest_wait_seconds=interval_seconds,
+            )
+            self._service = self._new_service(interval_seconds, lease_seconds)
+            self._service.start()
+            # At the interpreter's end, or when nobody holds this any more, the worker's row is marked stopped.
+            self._end_service = weakref.finalize(self, _end, self._service)
+
+    def _new_service(self, interval_seconds: float, lease_seconds: float) -> Service:
+        me = weakref.ref(self)
+
+        def here(call: Callable[[Session], Any]) -> Callable[[], Any]:
+            return lambda: call(session) if (session := me()) is not None else None
+
+        live, totals = self.live, self.totals
+        callbacks = Callbacks(
+            running=lambda: [key[0] for key in list(live)],
+            totals=lambda: (totals["done"], totals["error"]),
+            asked=lambda requests: session._asked(requests) if (session := me()) else None,
+            stop=lambda by: session.stop(by) if (session := me()) else None,
+            woken=here(Session._woken),
+            broken=lambda failure: session._broken(failure) if (session := me()) else None,
+        )
+        return Service(
+            self.study,
+            self._connect,
+            self.identity,
+            interval_seconds,
+            lease_seconds,
+            callbacks,
+            provenance.git,
+            self.logger,
+        )
+
+    @property
+    def writer(self) -> Writer:
+        assert self._writer is not None, "start_worker() comes first"
+        return self._writer
+
+    def ended(self, outcome: str) -> None:
+        """Counts an end for the totals that the beat carries."""
+        if outcome in self.totals:
+            self.totals[outcome] += 1
+
+    def stop(self, by: str) -> None:
+        """Asks every run of this worker to stop gracefully."""
+        if self.runs:
+            self.logger.warning("Stop asked for by %s", by)
+        for run in list(self.runs):
+            run.stop("stop")
+
+    def _lost(self, key: Key) -> None:
+        live = self.live.get(key)
+        if live is not None:
+            live.run.lost(live)
+
+    def _away(self) -> None:
+        for run in list(self.runs):
+            if run.options.stop_on_outage:
+                run.stop("outage")
+
+    def _asked(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            live = self.live.get(request.key)
+            if live is not None:
+                live.run.asked(request, live)
+
+    def _woken(self) -> None:
+        for run in list(self.runs):
+            run.woken()
+
+    def _broken(self, failure: BaseException) -> None:
+        for run in list(self.runs):
+            run.fail(failure)
+
+    # --------------------------------------------------------------------------------------- closing
+
+    async def close(self) -> None:
+        """Stops what runs, writes what is left, and closes every connection and thread of its own."""
+        for run in list(self.runs):
+            run.stop_now("stop")
+        await asyncio.gather(*(run.finished.wait() for run in self.runs))
+        try:
+            if self._writer is not None:
+                await self._writer.close(CLOSE_LIMIT_SECONDS)
+        finally:
+            await self._close_rest()
+
+    async def _close_rest(self) -> None:
+        if self._service is not None:
+            self._service.close()
+            await self._service.closed()
+        if self._end_service is not None:
+            self._end_service.detach()
+        if self._reader is not None:
+            await self._reader.db.close()
+        await self._database.close()
+
+    def discard(self) -> None:
+        """Drops everything without a loop: its own was closed."""
+        if self._service is not None:
+            self._service.close()
+            self._service.join(LONGEST_WAIT_SECONDS)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drops the connections without a byte sent: after a fork."""
+        for database in (self._database, *([self._reader.db] if self._reader else [])):
+            database.abandon()
+
+
+def _end(service: Service) -> None:
+    service.close()
+    service.join(LONGEST_WAIT_SECONDS)

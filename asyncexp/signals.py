@@ -1,0 +1,75 @@
+"""SIGINT and SIGTERM stop the runs of this process: the first gracefully, the second at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+NAMES: tuple[Literal["SIGINT", "SIGTERM"], ...] = ("SIGINT", "SIGTERM")
+
+
+class Stoppable(Protocol):
+    def signalled(self, name: Literal["SIGINT", "SIGTERM"]) -> None: ...
+
+
+_runs: list[Stoppable] = []
+"""Runs that stop by signal. The first installs the handlers, the last puts the old ones back."""
+
+
+@contextmanager
+def handled(run: Stoppable, insist: bool | None) -> Iterator[None]:
+    """While inside, the signals stop `run`.
+
+    Args:
+        insist: None: only in the main thread and only if SIGTERM has its default action; False: not at all.
+
+    Raises:
+        RuntimeError: `insist` is true and this is not the main thread.
+    """
+    if not _wanted(insist):
+        yield
+        return
+    before = _install() if not _runs else None
+    _runs.append(run)
+    try:
+        yield
+    finally:
+        _runs.remove(run)
+        if before is not None:
+            _restore(before)
+
+
+def _wanted(insist: bool | None) -> bool:
+    in_main = threading.current_thread() is threading.main_thread()
+    if insist and not in_main:
+        raise RuntimeError("handle_signals=True works in the main thread only; Python delivers signals there.")
+    if insist is not None:
+        return insist
+    return in_main and (bool(_runs) or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+
+
+def _install() -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    before: dict[str, Any] = {}
+    for name in NAMES:
+        before[name] = signal.getsignal(getattr(signal, name))
+        loop.add_signal_handler(getattr(signal, name), _deliver, name)
+    return before
+
+
+def _deliver(name: Literal["SIGINT", "SIGTERM"]) -> None:
+    for run in _runs:
+        run.signalled(name)
+
+
+def _restore(before: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    for name, handler in before.items():
+        number = getattr(signal, name)
+        loop.remove_signal_handler(number)
+        if handler is not None:
+            signal.signal(number, handler)

@@ -1,0 +1,140 @@
+"""Taking rows: one statement for all free slots, where the database can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from asyncexp.db.base import Row, Transaction
+from asyncexp.experiment import Experiment, ExperimentId
+from asyncexp.schema import quote
+from asyncexp.store.fill import KeyRow, ensure
+from asyncexp.store.study import Condition, Study
+
+ID = quote("ID")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """In whose name rows are taken."""
+
+    id: int
+    name: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows, and how many at most."""
+
+    count: int
+    status: str = "created"
+    where: Condition = field(default_factory=Condition)
+    ids: tuple[int, ...] | None = None
+    early: bool = False
+    """Take rows whose `_not_before` lies ahead, too."""
+    above: int = 0
+    """Begin the search behind this ID, and come back to the start if that does not suffice."""
+    random_from: bytes | None = None
+    """Begin at this key hash and follow their order, wrapping around."""
+    since: Any = None
+    """Only rows whose `end_date` lies before (a bound date): what this very call paused is passed over."""
+    add: KeyRow | None = None
+    """Add this row first if it is missing, and take exactly it."""
+
+
+async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -> list[Experiment]:
+    """Takes up to `wanted.count` rows, in the order of their IDs unless random."""
+    if wanted.add is not None:
+        wanted = replace(wanted, ids=(await ensure(study, tx, wanted.add),), early=True, add=None)
+    taken: list[Experiment] = []
+    for order, part in _passes(wanted):
+        left = wanted.count - len(taken)
+        if left > 0:
+            taken += await _take(study, tx, worker, replace(wanted, count=left), order, part)
+    return taken
+
+
+def _passes(wanted: Wanted) -> list[tuple[str, str]]:
+    if wanted.random_from is not None:
+        return [('"_key_hash"', '"_key_hash" >= :random_from'), ('"_key_hash"', '"_key_hash" < :random_from')]
+    if wanted.above:
+        return [('"ID"', '"ID" > :above'), ('"ID"', '"ID" <= :above')]
+    return [('"ID"', "1 = 1")]
+
+
+async def _take(
+    study: Study, tx: Transaction, worker: Worker, wanted: Wanted, order: str, part: str
+) -> list[Experiment]:
+    values = dict(
+        wanted.where.params,
+        above=wanted.above,
+        random_from=wanted.random_from,
+        count=wanted.count,
+        since=wanted.since,
+        ids=study.integers(wanted.ids) if wanted.ids else None,
+        worker=worker.id,
+        name=worker.name,
+        machine=worker.machine,
+    )
+    candidates = f"FROM {study.main} WHERE {_filter(study, wanted, part)} ORDER BY {order} LIMIT :count"
+    take = _take_returning if study.dialect.returning else _take_in_two
+    rows = await take(study, tx, candidates, values, _changes(study, wanted.status))
+    return [_experiment(study, worker, row) for row in sorted(rows, key=lambda row: row[0] if order == '"ID"' else 0)]
+
+
+def _filter(study: Study, wanted: Wanted, part: str) -> str:
+    parts = [f"\"status\" = '{wanted.status}'", part, wanted.where.sql]
+    if not wanted.early:
+        parts.append(f'("_not_before" IS NULL OR "_not_before" <= {study.dialect.now})')
+    if wanted.ids is not None:
+        parts.append(study.member(ID, ":ids") if wanted.ids else "1 = 0")
+    if wanted.since is not None:
+        parts.append('("end_date" IS NULL OR "end_date" <= :since)')
+    return " AND ".join(f"({part})" for part in parts if part != "1 = 1")
+
+
+def _changes(study: Study, status: str) -> str:
+    now = study.dialect.now
+    begun = f'"start_date" = {now}' if status == "created" else "\"_continues\" = 'paused'"
+    return (
+        f'"status" = \'running\', "_attempt" = "_attempt" + 1, "_worker" = :worker, {begun}, "end_date" = NULL, '
+        '"error" = NULL, "name" = :name, "machine" = :machine, "_heartbeat" = NULL, "_progress" = NULL, '
+        '"_message" = NULL, "_not_before" = NULL, "_request" = NULL, "_requested_by" = NULL'
+    )
+
+
+def _columns(study: Study, attempt: str = '"_attempt"') -> str:
+    return ", ".join(['"ID"', attempt, '"_continues"', *map(quote, study.schema.key_names)])
+
+
+async def _take_returning(
+    study: Study, tx: Transaction, candidates: str, values: dict[str, Any], changes: str
+) -> list[Row]:
+    # A sub-select with LIMIT inside IN may be run once a row by PostgreSQL's planner; a materialized one is not.
+    # The table's own columns need its name on the right hand, for "picked" has none of theirs.
+    text = (
+        f'WITH "picked" AS MATERIALIZED (SELECT "ID" AS "picked_id" {candidates}{study.dialect.skip_locked}) '
+        f'UPDATE {study.main} SET {changes} FROM "picked" WHERE "ID" = "picked_id" RETURNING {_columns(study)}'
+    )
+    return await study.fetch(tx, text, **values)
+
+
+async def _take_in_two(
+    study: Study, tx: Transaction, candidates: str, values: dict[str, Any], changes: str
+) -> list[Row]:
+    next_attempt = '"_attempt" + 1'
+    select = f"SELECT {_columns(study, next_attempt)} {candidates}{study.dialect.skip_locked}"
+    rows = await study.fetch(tx, select, **values)
+    if rows:
+        taken = study.integers(row[0] for row in rows)
+        update = f"UPDATE {study.main} SET {changes} WHERE {study.member(ID, ':taken')}"
+        await study.execute(tx, update, **values, taken=taken)
+    return rows
+
+
+def _experiment(study: Study, worker: Worker, row: Row) -> Experiment:
+    keys = {
+        name: decode(raw) for name, decode, raw in zip(study.schema.key_names, study.key_decoders, row[3:], strict=True)
+    }
+    return Experiment(ExperimentId(row[0], row[1], worker.id), keys, row[2])

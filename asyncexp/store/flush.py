@@ -1,0 +1,275 @@
+"""Writing what a worker sends, many experiments in one transaction, all of it under the fence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from asyncexp.db.base import Transaction
+from asyncexp.experiment import Experiment
+from asyncexp.schema import quote
+from asyncexp.store.claim import ID, Wanted, Worker, claim
+from asyncexp.store.fill import bulk, wake
+from asyncexp.store.study import Study
+
+MAX_RETRY_DELAY_SECONDS = 300.0
+
+Outcome = Literal["done", "error", "paused", "created", "released", "retried"]
+Key = tuple[int, int]
+"""(ID, attempt): an attempt, and nothing else, is what may be written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an attempt ends."""
+
+    outcome: Outcome
+    error: str | None = None
+    """Whole traceback, or what else there is to say."""
+    delay_seconds: float | None = None
+    """For rows that go back: not to be claimed before so many seconds."""
+    retries: int = 0
+    """For `error`: how many tries the row has beside its first one; then it is `retried` instead."""
+    retry_delay_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What an end came to: an `error` with tries left is `retried`."""
+
+    outcome: Outcome
+    delay_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Unit:
+    """All that one flush writes for one attempt."""
+
+    key: Key
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Column of the main table -> bound value."""
+    logs: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    """(short name of the log table, its columns' bound values behind the timestamp)."""
+    end: End | None = None
+
+
+@dataclass(slots=True)
+class Flushed:
+    """What the database took."""
+
+    refused: set[Key] = field(default_factory=set)
+    """Attempts that no longer run in this worker's name: nothing of theirs was written."""
+    ended: dict[Key, Ended] = field(default_factory=dict)
+    claimed: list[list[Experiment]] = field(default_factory=list)
+    """One list for each claim asked for, in order."""
+
+
+async def flush(
+    study: Study,
+    tx: Transaction,
+    worker: Worker,
+    units: Sequence[Unit],
+    claims: Sequence[Wanted],
+    number: int,
+) -> Flushed:
+    """Writes units and takes rows, in one transaction.
+
+    The fence is one statement: it locks those rows that still run here, in this attempt; only they
+    are written to, and nobody can take them before the commit. Its number, written last, tells later
+    whether a flush whose answer was lost came through.
+    """
+    units = sorted(units, key=lambda unit: unit.key)
+    held = await fence(study, tx, worker.id, [unit.key for unit in units])
+    kept = [unit for unit in units if unit.key in held]
+    flushed = Flushed(refused={unit.key for unit in units if unit.key not in held})
+    await _write_fields(study, tx, kept)
+    await _write_logs(study, tx, kept)
+    flushed.ended = await _end(study, tx, worker, [unit for unit in kept if unit.end])
+    for wanted in claims:
+        flushed.claimed.append(await claim(study, tx, worker, wanted))
+    text = f'UPDATE {study.workers} SET "last_flush" = :number WHERE "id" = :worker'
+    await study.execute(tx, text, number=number, worker=worker.id)
+    return flushed
+
+
+async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key]) -> set[Key]:
+    """Those of the attempts that still run in this worker's name, their rows locked."""
+    wanted = set(keys)
+    if not wanted:
+        return set()
+    text = (
+        f'SELECT "ID", "_attempt" FROM {study.main} WHERE {study.member(ID, ":ids")} '
+        f'AND "_worker" = :worker AND "status" = \'running\' ORDER BY "ID"{study.dialect.for_update}'
+    )
+    ids = study.integers(sorted({key[0] for key in wanted}))
+    rows = await study.fetch(tx, text, ids=ids, worker=worker)
+    return {key for row in rows if (key := (row[0], row[1])) in wanted}
+
+
+# ------------------------------------------------------------------------------------------ fields
+
+
+async def _write_fields(study: Study, tx: Transaction, units: Iterable[Unit]) -> None:
+    groups: defaultdict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
+    for unit in units:
+        if unit.fields:
+            columns = tuple(sorted(unit.fields))
+            groups[columns].append((unit.key[0], *(unit.fields[name] for name in columns)))
+    for columns, rows in groups.items():
+        await update(study, tx, columns, rows)
+
+
+async def update(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Sets `columns` of many rows of the main table, each to its own values; a row is (ID, *values)."""
+    if len(rows) == 1 or study.dialect.batch == "many":
+        await _update_each(study, tx, columns, rows)
+    elif study.dialect.batch == "unnest":
+        await _update_unnest(study, tx, columns, rows)
+    else:
+        await _update_join(study, tx, columns, rows)
+
+
+async def _update_each(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    sets = ", ".join(f"{quote(name)} = :v{position}" for position, name in enumerate(columns))
+    sql = study.rendered(f'UPDATE {study.main} SET {sets} WHERE "ID" = :id')
+    turned = [(*row[1:], row[0]) for row in rows]
+    if len(turned) == 1:
+        await tx.execute(sql, turned[0])
+    else:
+        await tx.execute_many(sql, turned)
+
+
+async def _update_unnest(
+    study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    casts = ["bigint", *(study.array_type(name) for name in columns)]
+    arrays = ", ".join(f"CAST(:v{position} AS {cast}[])" for position, cast in enumerate(casts))
+    names = ", ".join(f'"v{position}"' for position in range(len(casts)))
+    sets = ", ".join(f'{quote(name)} = "new"."v{position}"' for position, name in enumerate(columns, 1))
+    text = f'UPDATE {study.main} SET {sets} FROM unnest({arrays}) AS "new"({names}) WHERE "ID" = "new"."v0"'
+    await study.execute(tx, text, **{f"v{p}": list(values) for p, values in enumerate(zip(*rows, strict=True))})
+
+
+async def _update_join(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    width = len(columns) + 1
+    first = ", ".join(f':r{position} AS "v{position}"' for position in range(width))
+    values = [value for row in rows for value in row]
+    more = "".join(
+        f" UNION ALL SELECT {', '.join(f':r{row * width + p}' for p in range(width))}" for row in range(1, len(rows))
+    )
+    sets = ", ".join(f'"old".{quote(name)} = "new"."v{position}"' for position, name in enumerate(columns, 1))
+    text = f'UPDATE {study.main} AS "old" JOIN (SELECT {first}{more}) AS "new" ON "old"."ID" = "new"."v0" SET {sets}'
+    await tx.execute(study.rendered(text), values)
+
+
+# -------------------------------------------------------------------------------------------- logs
+
+
+async def _write_logs(study: Study, tx: Transaction, units: Iterable[Unit]) -> None:
+    tables: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for unit in units:
+        for name, values in unit.logs:
+            tables[name].append((unit.key[0], *values, unit.key[1]))
+    for name, rows in tables.items():
+        own = [column.name for column in study.schema.logtables[name]]
+        columns = ("experiment_id", "timestamp", *own, "_attempt")
+        await bulk(study, tx, study.schema.logs[name].name, columns, rows)
+
+
+# -------------------------------------------------------------------------------------------- ends
+
+
+async def _end(study: Study, tx: Transaction, worker: Worker, units: Sequence[Unit]) -> dict[Key, Ended]:
+    if not units:
+        return {}
+    counts = await _tries(study, tx, [unit for unit in units if unit.end and unit.end.retries])
+    ended = {unit.key: _resolve(unit.end, counts.get(unit.key[0], 0)) for unit in units if unit.end}
+    await _close(study, tx, [unit for unit in units if ended[unit.key].outcome in ("done", "error", "paused")], ended)
+    back: defaultdict[tuple[bool, float], list[int]] = defaultdict(list)
+    for unit in units:
+        if (end := ended[unit.key]).outcome in ("created", "released", "retried"):
+            back[(end.outcome == "created", end.delay_seconds)].append(unit.key[0])
+    for (keeps, delay), ids in back.items():
+        await put_back(study, tx, ids, delay_seconds=delay, keep_results=keeps)
+    await _remember(study, tx, worker.id, units, ended)
+    if back:
+        await wake(study, tx)
+    return ended
+
+
+def _resolve(end: End, tries: int) -> Ended:
+    if end.outcome == "error" and tries < end.retries:
+        return Ended("retried", min(MAX_RETRY_DELAY_SECONDS, end.retry_delay_seconds * 2**tries))
+    return Ended(end.outcome, end.delay_seconds or 0.0)
+
+
+async def _tries(study: Study, tx: Transaction, units: Sequence[Unit]) -> dict[int, int]:
+    """How often each row was tried again already, since it was last retried by hand."""
+    if not units:
+        return {}
+    text = (
+        f'SELECT "experiment_id", COUNT(*) FROM {study.attempts} JOIN {study.main} ON "ID" = "experiment_id" '
+        f'WHERE {study.member(ID, ":ids")} AND "outcome" = \'retried\' AND "attempt" > "_counted_from" '
+        'GROUP BY "experiment_id"'
+    )
+    rows = await study.fetch(tx, text, ids=study.integers(unit.key[0] for unit in units))
+    return {row[0]: row[1] for row in rows}
+
+
+async def _close(study: Study, tx: Transaction, units: Sequence[Unit], ended: dict[Key, Ended]) -> None:
+    statuses: defaultdict[str, list[int]] = defaultdict(list)
+    errors: list[tuple[Any, ...]] = []
+    for unit in units:
+        statuses[ended[unit.key].outcome].append(unit.key[0])
+        if unit.end and unit.end.error:
+            errors.append((unit.key[0], unit.end.error))
+    if errors:
+        await update(study, tx, ("error",), errors)
+    for status, ids in statuses.items():
+        text = (
+            f'UPDATE {study.main} SET "status" = :status, "end_date" = {study.dialect.now}, '
+            f'"_request" = NULL, "_requested_by" = NULL WHERE {study.member(ID, ":ids")}'
+        )
+        await study.execute(tx, text, status=status, ids=study.integers(ids))
+
+
+async def put_back(
+    study: Study,
+    tx: Transaction,
+    ids: Iterable[int],
+    *,
+    delay_seconds: float = 0.0,
+    keep_results: bool = False,
+) -> None:
+    """Rows back to where their attempt began.
+
+    `keep_results` is for a function that returned `CREATED`; else results go, except those of an
+    attempt that continued an earlier one, and one begun from `paused` goes back there.
+    """
+    wait = study.dialect.later.format(seconds=":delay") if delay_seconds else "NULL"
+    common = (
+        '"_worker" = NULL, "end_date" = NULL, "error" = NULL, "_heartbeat" = NULL, "_progress" = NULL, '
+        f'"_message" = NULL, "_request" = NULL, "_requested_by" = NULL, "_not_before" = {wait}'
+    )
+    if keep_results:
+        sets = f"\"status\" = 'created', \"_continues\" = 'created', {common}"
+    else:
+        gone = [*(column.name for column in study.schema.result_columns), "start_date"]
+        cleared = (f'{quote(n)} = CASE WHEN "_continues" IS NULL THEN NULL ELSE {quote(n)} END' for n in gone)
+        status = "CASE WHEN \"_continues\" = 'paused' THEN 'paused' ELSE 'created' END"
+        sets = ", ".join([f'"status" = {status}', *cleared, common])
+    text = f"UPDATE {study.main} SET {sets} WHERE {study.member(ID, ':ids')}"
+    await study.execute(tx, text, ids=study.integers(ids), delay=delay_seconds)
+
+
+async def _remember(study: Study, tx: Transaction, worker: int, units: Sequence[Unit], ended: dict[Key, Ended]) -> None:
+    """One row for each attempt that ended other than done."""
+    told = [unit for unit in units if ended[unit.key].outcome != "done"]
+    if not told:
+        return
+    [(now,)] = await study.fetch(tx, f"SELECT {study.dialect.now}")
+    rows = [(*unit.key, worker, now, ended[unit.key].outcome, unit.end.error if unit.end else None) for unit in told]
+    columns = ("experiment_id", "attempt", "worker", "ended", "outcome", "traceback")
+    await bulk(study, tx, study.schema.attempts.name, columns, rows)

@@ -1,0 +1,95 @@
+"""Learning what became of a flush or a claim whose answer never came; nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import cast
+
+from asyncexp.db.base import Transaction
+from asyncexp.store.claim import ID, Worker
+from asyncexp.store.fill import wake
+from asyncexp.store.flush import End, Ended, Flushed, Key, Outcome, Unit, fence, put_back
+from asyncexp.store.study import Study
+
+EXPERIMENT = '"experiment_id"'
+
+
+async def settle(study: Study, worker: Worker, units: Sequence[Unit], number: int) -> Flushed | None:
+    """What flush `number` did, if it was committed; None if it was not and may be sent again.
+
+    To be asked only after the server's own limit on that flush has passed. Rows that it claimed are
+    not told: `release_unknown` gives them back.
+    """
+
+    async def work(tx: Transaction) -> Flushed | None:
+        text = f'SELECT "last_flush" FROM {study.workers} WHERE "id" = :worker'
+        found = await study.fetch(tx, text, worker=worker.id)
+        if not found or found[0][0] < number:
+            return None
+        running = await fence(study, tx, worker.id, [unit.key for unit in units if unit.end is None])
+        ended = await _ended(study, tx, worker, [unit for unit in units if unit.end is not None])
+        refused = {unit.key for unit in units} - running - set(ended)
+        return Flushed(refused=refused, ended=ended)
+
+    return await study.db.run(work)
+
+
+async def _ended(study: Study, tx: Transaction, worker: Worker, units: Sequence[Unit]) -> dict[Key, Ended]:
+    if not units:
+        return {}
+    ids = study.integers(unit.key[0] for unit in units)
+    done = await study.fetch(
+        tx,
+        f'SELECT "ID", "_attempt" FROM {study.main} WHERE {study.member(ID, ":ids")} '
+        'AND "_worker" = :worker AND "status" = \'done\'',
+        ids=ids,
+        worker=worker.id,
+    )
+    other = await study.fetch(
+        tx,
+        f'SELECT "experiment_id", "attempt", "outcome" FROM {study.attempts} '
+        f'WHERE {study.member(EXPERIMENT, ":ids")} AND "worker" = :worker',
+        ids=ids,
+        worker=worker.id,
+    )
+    known: dict[Key, Outcome] = {(row[0], row[1]): "done" for row in done}
+    known |= {(row[0], row[1]): cast(Outcome, row[2]) for row in other}
+    return {
+        unit.key: Ended(known[unit.key], unit.end.delay_seconds or 0.0)
+        for unit in units
+        if unit.key in known and isinstance(unit.end, End)
+    }
+
+
+async def release_unknown(study: Study, worker: Worker, known: Collection[Key]) -> list[int]:
+    """Gives back the rows that run in this worker's name but that it knows nothing of; their IDs.
+
+    They come from a claim whose answer was lost. Only the caller knows what it runs, so nothing else
+    may be claiming in its name meanwhile.
+    """
+
+    async def work(tx: Transaction) -> list[int]:
+        text = f'SELECT "ID", "_attempt" FROM {study.main} WHERE "status" = \'running\' AND "_worker" = :worker'
+        rows = await study.fetch(tx, text, worker=worker.id)
+        strange = sorted(key for row in rows if (key := (int(row[0]), int(row[1]))) not in known)
+        await _give_back(study, tx, worker, strange)
+        return [key[0] for key in strange]
+
+    return await study.db.run(work)
+
+
+async def _give_back(study: Study, tx: Transaction, worker: Worker, keys: Iterable[Key]) -> None:
+    held = sorted(await fence(study, tx, worker.id, keys))
+    if not held:
+        return
+    await put_back(study, tx, [key[0] for key in held])
+    for key in held:
+        await study.execute(
+            tx,
+            f'INSERT INTO {study.attempts} ("experiment_id", "attempt", "worker", "ended", "outcome") '
+            f"VALUES (:id, :attempt, :worker, {study.dialect.now}, 'released')",
+            id=key[0],
+            attempt=key[1],
+            worker=worker.id,
+        )
+    await wake(study, tx)

@@ -1,0 +1,97 @@
+"""Making, checking and dropping the tables of a study."""
+
+from __future__ import annotations
+
+from asyncexp.db.base import Transaction
+from asyncexp.errors import CreatingTableError, DatabaseQueryError, TableHasWrongStructureError
+from asyncexp.schema import BOOKKEEPING, Index, Table, create_index, create_table, differences, quote
+from asyncexp.store.fill import end_turn, take_turn
+from asyncexp.store.study import Study
+
+
+async def create(study: Study) -> None:
+    """Makes what is missing and checks what is there; creating twice, or by many at once, is no error.
+
+    Raises:
+        TableHasWrongStructureError: a table of that name has another structure; nothing was made.
+        CreatingTableError: the database refused; its words are in the message.
+    """
+    if not await check(study, missing_is_error=False):
+        return
+    try:
+        await _make_all(study)
+    except DatabaseQueryError as refused:
+        raise CreatingTableError(f"Table {study.schema.name!r} could not be made: {refused}") from refused
+
+
+async def _make_all(study: Study) -> None:
+    async def work(tx: Transaction) -> None:
+        await take_turn(study, tx)
+        for table in study.schema.tables:
+            await study.execute(tx, create_table(table, study.dialect))
+            if study.dialect.transactional_ddl:
+                for index in table.indexes:
+                    await study.execute(tx, create_index(table, index, study.dialect))
+
+    try:
+        await study.db.run(work)
+    finally:
+        await end_turn(study)
+    if not study.dialect.transactional_ddl:
+        for table in study.schema.tables:
+            for index in table.indexes:
+                await make_index(study, table, index)
+
+
+async def make_index(study: Study, table: Table, index: Index) -> None:
+    """Makes an index if it is missing; another process having been faster is no error."""
+    name = index.name(table.name)
+    if name in await study.db.indexes(table.name):
+        return
+
+    async def work(tx: Transaction) -> None:
+        await study.execute(tx, create_index(table, index, study.dialect))
+
+    try:
+        await study.db.run(work, limit_seconds=600.0)
+    except DatabaseQueryError:
+        if name not in await study.db.indexes(table.name):
+            raise
+
+
+async def check(study: Study, *, missing_is_error: bool = True) -> bool:
+    """Compares the tables with the configuration; whether any is missing.
+
+    Raises:
+        TableHasWrongStructureError: naming each difference, and what to do.
+    """
+    found: list[str] = []
+    missing = False
+    for table in study.schema.tables:
+        columns = await study.db.columns(table.name)
+        if columns is None:
+            missing = True
+            found += [f"table {table.name!r} is missing"] if missing_is_error else []
+            continue
+        loose = [c.name for c in table.columns if study.schema.result_timestamps and c.name.endswith("_timestamp")]
+        found += [f"{table.name}: {line}" for line in differences(table, columns, study.dialect, loose=loose)]
+    if found:
+        raise TableHasWrongStructureError(_explain(study, found))
+    return missing
+
+
+def _explain(study: Study, found: list[str]) -> str:
+    shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+    only_missing = all("missing" in line for line in found)
+    old = any(BOOKKEEPING[0].name in line for line in found)
+    mend = "Call `migrate()` to add what is missing" if only_missing else "Change the configuration"
+    if old and only_missing:
+        mend = "It looks like a table of PyExperimenter's: call `migrate()` to take it over"
+    what = f"The table {study.schema.name!r} is not what the configuration describes"
+    return f"{what}: {shown}. {mend}, or use another table name."
+
+
+async def drop(study: Study) -> None:
+    """Drops every table of the study; those that do not exist are passed over."""
+    for table in reversed(study.schema.tables):
+        await study.execute(study.db, f"DROP TABLE IF EXISTS {quote(table.name)}")

@@ -1,0 +1,217 @@
+"""The worker rows: the sign of life, and the requests that travel through the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from asyncexp.db.base import Transaction
+from asyncexp.schema import quote
+from asyncexp.store.claim import ID, Worker
+from asyncexp.store.fill import wake
+from asyncexp.store.flush import Key
+from asyncexp.store.study import Study
+
+WORKER_ID = '"id"'
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a sign of life brought back."""
+
+    requests: int
+    """Grows with every request to this worker."""
+    stop_requested: str | None
+    """Who asked the worker to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody asked of one running experiment."""
+
+    key: Key
+    kind: str
+    """`cancel` or `release`."""
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker as the table knows it; times are naive UTC."""
+
+    id: int
+    role: str
+    experiment_id: int | None
+    name: str
+    machine: str
+    pid: int
+    started: datetime
+    heartbeat: datetime
+    lease: float
+    """Seconds without a sign of life after which it counts as lost."""
+    stopped: datetime | None
+    state: str
+    """`live`, `lost` (its lease is over) or `stopped`."""
+    running: int
+    """Experiments it runs."""
+    ended_done: int
+    ended_error: int
+    git_commit: str | None
+    git_dirty: bool | None
+    python_version: str | None
+    asyncexp_version: str | None
+    command_line: str | None
+    slurm_job_id: str | None
+    slurm_array_job_id: str | None
+    slurm_array_task_id: str | None
+
+
+async def register(study: Study, worker: Worker, lease_seconds: float, facts: Mapping[str, Any]) -> None:
+    """Writes the row of a new worker; `facts` are further columns of the workers' table."""
+    columns = {
+        "id": worker.id,
+        "name": worker.name,
+        "machine": worker.machine,
+        "role": "worker",
+        "lease": lease_seconds,
+        **{name: study.bound(value) for name, value in facts.items()},
+    }
+    names = ", ".join(quote(name) for name in columns)
+    marks = ", ".join(f":{name}" for name in columns)
+    text = (
+        f'INSERT INTO {study.workers} ({names}, "started", "heartbeat") '
+        f"VALUES ({marks}, {study.dialect.now}, {study.dialect.now})"
+    )
+    await study.execute(study.db, text, **columns)
+
+
+async def describe(study: Study, worker: int, facts: Mapping[str, Any]) -> None:
+    """Adds to a worker's row what took time to find out."""
+    values = {name: study.bound(value) for name, value in facts.items()}
+    sets = ", ".join(f"{quote(name)} = :{name}" for name in values)
+    await study.execute(study.db, f'UPDATE {study.workers} SET {sets} WHERE "id" = :worker', worker=worker, **values)
+
+
+async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
+    """The sign of life; None if the worker's row is gone."""
+
+    async def work(tx: Transaction) -> tuple[Any, Beat] | None:
+        text = (
+            f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now}, "ended_done" = :done, '
+            '"ended_error" = :error WHERE "id" = :worker'
+        )
+        if not await study.execute(tx, text, worker=worker, done=done, error=error):
+            return None
+        text = f'SELECT {study.dialect.now}, "requests", "stop_requested" FROM {study.workers} WHERE "id" = :worker'
+        [(now, requests, stop)] = await study.fetch(tx, text, worker=worker)
+        return now, Beat(requests, stop)
+
+    told = await study.db.run(work)
+    if told is None:
+        return None
+    study.clock_is(told[0])
+    return told[1]
+
+
+async def requests(study: Study, worker: int, ids: Sequence[int]) -> list[Request]:
+    """What was asked of the rows that this worker runs, looked up by their IDs."""
+    if not ids:
+        return []
+    text = (
+        f'SELECT "ID", "_attempt", "_request", "_requested_by" FROM {study.main} WHERE {study.member(ID, ":ids")} '
+        'AND "_worker" = :worker AND "status" = \'running\' AND "_request" IS NOT NULL'
+    )
+    rows = await study.fetch(study.db, text, ids=study.integers(ids), worker=worker)
+    return [Request((row[0], row[1]), row[2], row[3]) for row in rows]
+
+
+async def say_stopped(study: Study, worker: int, done: int, error: int) -> None:
+    """Notes that a worker ended in good order."""
+    text = (
+        f'UPDATE {study.workers} SET "stopped" = {study.dialect.now}, "heartbeat" = {study.dialect.now}, '
+        '"ended_done" = :done, "ended_error" = :error WHERE "id" = :worker'
+    )
+    await study.execute(study.db, text, worker=worker, done=done, error=error)
+
+
+async def ask(study: Study, ids: Sequence[int], kind: str, by: str) -> list[int]:
+    """Asks the workers of running rows to cancel or release them; the IDs of the rows asked for."""
+    if not ids:
+        return []
+
+    async def work(tx: Transaction) -> list[int]:
+        text = (
+            f'SELECT "ID", "_worker" FROM {study.main} WHERE {study.member(ID, ":ids")} AND "status" = \'running\' '
+            f'AND "_worker" IS NOT NULL ORDER BY "ID"{study.dialect.for_update}'
+        )
+        rows = await study.fetch(tx, text, ids=study.integers(ids))
+        if not rows:
+            return []
+        asked = [int(row[0]) for row in rows]
+        text = f'UPDATE {study.main} SET "_request" = :kind, "_requested_by" = :by WHERE {study.member(ID, ":ids")}'
+        await study.execute(tx, text, kind=kind, by=by, ids=study.integers(asked))
+        await _raise_counter(study, tx, sorted({row[1] for row in rows}))
+        return asked
+
+    return await study.db.run(work)
+
+
+async def ask_to_stop(study: Study, workers: Sequence[int], by: str) -> list[int]:
+    """Asks workers to stop gracefully; the ids of those that had not stopped."""
+    if not workers:
+        return []
+
+    async def work(tx: Transaction) -> list[int]:
+        text = (
+            f'SELECT "id" FROM {study.workers} WHERE {study.member(WORKER_ID, ":ids")} AND "stopped" IS NULL '
+            f'ORDER BY "id"{study.dialect.for_update}'
+        )
+        asked = [int(row[0]) for row in await study.fetch(tx, text, ids=study.integers(workers))]
+        if asked:
+            text = f'UPDATE {study.workers} SET "stop_requested" = :by WHERE {study.member(WORKER_ID, ":ids")}'
+            await study.execute(tx, text, by=by, ids=study.integers(asked))
+            await _raise_counter(study, tx, asked)
+        return asked
+
+    return await study.db.run(work)
+
+
+async def _raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -> None:
+    text = f'UPDATE {study.workers} SET "requests" = "requests" + 1 WHERE {study.member(WORKER_ID, ":ids")}'
+    await study.execute(tx, text, ids=study.integers(workers))
+    for worker in workers:
+        await wake(study, tx, str(worker))
+
+
+async def listed(study: Study) -> list[WorkerInfo]:
+    """All workers that have a row, the latest first."""
+    own = [name for name in WorkerInfo.__slots__ if name not in ("state", "running")]
+    over = study.dialect.later.format(seconds='-"lease"')
+    text = (
+        f"SELECT {', '.join(map(quote, own))}, CASE WHEN \"stopped\" IS NOT NULL THEN 'stopped' "
+        f"WHEN \"heartbeat\" < {over} THEN 'lost' ELSE 'live' END FROM {study.workers} ORDER BY \"started\" DESC"
+    )
+    rows = await study.fetch(study.db, text)
+    running = await _running(study)
+    return [_info(study, dict(zip([*own, "state"], row, strict=True)), running) for row in rows]
+
+
+async def _running(study: Study) -> dict[int, int]:
+    text = f'SELECT "_worker", COUNT(*) FROM {study.main} WHERE "status" = \'running\' GROUP BY "_worker"'
+    return {row[0]: row[1] for row in await study.fetch(study.db, text)}
+
+
+def _info(study: Study, raw: dict[str, Any], running: Mapping[int, int]) -> WorkerInfo:
+    for name in ("started", "heartbeat", "stopped"):
+        if raw[name] is not None:
+            raw[name] = study.date(raw[name])
+    if raw["git_dirty"] is not None:
+        raw["git_dirty"] = bool(raw["git_dirty"])
+    return WorkerInfo(**raw, running=running.get(raw["id"], 0))
+
+
+def as_rows(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
+    """Workers as plain dicts, for a DataFrame."""
+    return [asdict(worker) for worker in workers]

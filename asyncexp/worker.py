@@ -1,0 +1,634 @@
+"""One call of `execute`: claim, run, record, until there is nothing left or it is told to stop.
+
+A run is driven by events: an answered claim, a function that ended, an end that was stored, a timer, a
+signal. It is never cancelled from outside: cancelling `execute` is one more way to tell it to stop, so that
+no row is left `running` that nobody runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+from asyncexp.errors import DatabaseQueryError, ExperimentLostError
+from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
+from asyncexp.pools.base import Cancelled, Handle, Pool, Raised, Result, Returned
+from asyncexp.results import ResultProcessor, SyncResultProcessor, clean
+from asyncexp.store.claim import Wanted
+from asyncexp.store.flush import End, Ended, Key
+from asyncexp.store.study import Study
+from asyncexp.store.workers import Request
+from asyncexp.writer import Claimed, Writer
+
+ALIKE = 20
+"""A run stops when its first so many rows all fail alike."""
+RETRY_SLACK_SECONDS = 0.02
+"""Added to a retry's delay, for databases whose clock counts milliseconds."""
+SHOWN_ERRORS = 20
+LAST_FLUSH_SECONDS = 5.0
+"""At least so long a run told to stop waits for a database that is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run runs; times in seconds."""
+
+    n_jobs: int
+    max_experiments: int
+    random_order: bool
+    retries: int
+    retry_delay: float
+    retry_on: tuple[type[BaseException], ...] | None
+    max_errors: int | None
+    timeout: float | None
+    stall_timeout: float | None
+    grace: float
+    lease: float
+    poll_interval: float
+    stop_on_outage: bool
+
+
+class Host(Protocol):
+    """What a run needs of the worker that it belongs to."""
+
+    @property
+    def study(self) -> Study: ...
+    @property
+    def writer(self) -> Writer: ...
+    @property
+    def logger(self) -> logging.Logger: ...
+    @property
+    def custom(self) -> Mapping[str, Any]: ...
+
+    live: dict[Key, Live]
+    """Every attempt that this worker runs, of all its runs."""
+
+    def ended(self, outcome: str) -> None:
+        """Counts an end for the worker's totals."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Live:
+    """One attempt under way."""
+
+    run: Run
+    experiment: Experiment
+    key: Key
+    processor: ResultProcessor | None = None
+    handle: Handle | None = None
+    over: bool = False
+    last_sign: float = 0.0
+    told_to_stop: bool = False
+    ending: End | None = None
+    """How it is to end, whatever the function makes of its cancellation."""
+    forced: bool = False
+    """The run is being stopped and has waited long enough."""
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    @property
+    def should_stop(self) -> bool:
+        return self.told_to_stop or self.run.stopped_by is not None
+
+
+class Run:
+    """One call of `execute` on a worker."""
+
+    def __init__(
+        self,
+        host: Host,
+        function: Callable[..., Any],
+        pool: Pool,
+        options: Options,
+        wanted: Wanted,
+        *,
+        synchronous: bool,
+        report: Callable[[Summary], None] | None = None,
+        left: int | None = None,
+    ) -> None:
+        self.stopped_by: StoppedBy | None = None
+        self.options = options
+        self._host = host
+        self._function = function
+        self._pool = pool
+        self._wanted = wanted
+        self._ids = dict.fromkeys(wanted.ids) if wanted.ids is not None else None
+        self._synchronous = synchronous
+        self._report = report
+        self._left = left
+        self._loop = asyncio.get_running_loop()
+        self._began = time.monotonic()
+        self._live: dict[Key, Live] = {}
+        self._storing = 0
+        self._started = 0
+        self._counts = dict.fromkeys(("done", "error", "paused", "released", "lost", "retried"), 0)
+        self._errors: list[str] = []
+        self._first_errors: list[str | None] = []
+        self._failure: BaseException | None = None
+        self._claiming: asyncio.Future[Claimed] | None = None
+        self._checking: asyncio.Future[list[int]] | None = None
+        self._asked = 0
+        self._above = 0
+        self._dry_until = 0.0
+        self._confirmed_empty = False
+        self._retries: dict[int, float] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._changed = asyncio.Event()
+        self._give_up = False
+        self.finished = asyncio.Event()
+        self.last_id: int | None = None
+        """The row started last."""
+
+    # ------------------------------------------------------------------------------------ the course
+
+    async def go(self) -> Summary:
+        """Runs to the end.
+
+        Raises:
+            DatabaseError: the database refused something that is not the experiments' fault.
+        """
+        try:
+            while not self._step():
+                await self._wait()
+        finally:
+            self._clear_timers()
+            await self._pool.close()
+            self.finished.set()
+        if self._failure is not None:
+            raise self._failure
+        return self.summary()
+
+    def summary(self) -> Summary:
+        """How it stands now."""
+        return Summary(
+            **self._counts,
+            running=len(self._live),
+            left=self._left,
+            seconds=time.monotonic() - self._began,
+            stopped_by=self.stopped_by,
+            errors=tuple(self._errors),
+        )
+
+    async def _wait(self) -> None:
+        try:
+            await self._changed.wait()
+        except asyncio.CancelledError:
+            # The loop itself is being shut down: the rows go back first.
+            self.stop_now("cancelled")
+        self._changed.clear()
+
+    def _step(self) -> bool:
+        """Does what can be done now; whether the run is over."""
+        if self._claiming is not None and self._claiming.done():
+            self._take_answer()
+        if self._claiming is None and self._may_claim():
+            self._ask()
+        return self._is_over()
+
+    def _is_over(self) -> bool:
+        if self._give_up:
+            return True
+        if self._live or self._storing or self._claiming is not None:
+            return False
+        if self.stopped_by is not None or self._failure is not None or self._allowance() <= 0:
+            return True
+        return self._confirmed_empty and not self._retries and self._no_strangers()
+
+    def _no_strangers(self) -> bool:
+        """Whether the table holds no row in this worker's name that it does not know; asked once, last."""
+        if self._checking is None:
+            self._checking = self._host.writer.release_strangers()
+            self._checking.add_done_callback(self._wake)
+        if not self._checking.done():
+            return False
+        checked, self._checking = self._checking, None
+        if (failure := checked.exception()) is not None:
+            self.fail(failure)
+            return False
+        self._confirmed_empty = not checked.result()
+        return self._confirmed_empty
+
+    # ---------------------------------------------------------------------------------------- claims
+
+    def _allowance(self) -> int:
+        most = self.options.max_experiments
+        return self.options.n_jobs if most < 0 else most - self._started
+
+    def _free(self) -> int:
+        return min(self.options.n_jobs - len(self._live), self._allowance())
+
+    def _may_claim(self) -> bool:
+        if self.stopped_by is not None or self._failure is not None or self._free() <= 0:
+            return False
+        now = self._loop.time()
+        self._drop_due_retries(now)
+        if now >= self._dry_until:
+            return True
+        idle = not self._live and not self._storing
+        return idle and not self._retries and not self._confirmed_empty
+
+    def _drop_due_retries(self, now: float) -> None:
+        due = [experiment_id for experiment_id, when in self._retries.items() if when <= now]
+        for experiment_id in due:
+            del self._retries[experiment_id]
+            self._dry_until = 0.0
+
+    def _ask(self) -> None:
+        self._asked = self._free()
+        wanted = replace(
+            self._wanted,
+            count=self._asked,
+            ids=None if self._ids is None else tuple(self._ids),
+            above=self._above,
+            random_from=os.urandom(16) if self.options.random_order else None,
+        )
+        self._claiming = self._host.writer.claim(wanted)
+        self._claiming.add_done_callback(self._wake)
+
+    def _take_answer(self) -> None:
+        claim, self._claiming = self._claiming, None
+        if claim is None or claim.cancelled():
+            return
+        if (failure := claim.exception()) is not None:
+            self.fail(failure)
+            return
+        rows = claim.result()
+        if rows is None:
+            return
+        idle = not self._live and not self._storing
+        for row in rows:
+            self._start(row)
+        if len(rows) < self._asked:
+            self._run_dry(idle and not rows)
+
+    def _run_dry(self, empty: bool) -> None:
+        """Nothing more to take for now: the next look is a poll interval away, or when something happens."""
+        self._confirmed_empty = empty and not self._retries
+        self._above = 0
+        wait = self.options.poll_interval * random.uniform(0.8, 1.2)
+        self._dry_until = self._loop.time() + wait
+        self._later(wait, self._wake)
+
+    def woken(self) -> None:
+        """The table changed: look again."""
+        if self._dry_until:
+            self._dry_until = 0.0
+            self._wake()
+
+    # ------------------------------------------------------------------------------------- functions
+
+    def _start(self, experiment: Experiment) -> None:
+        key = (int(experiment.id), experiment.id.attempt)
+        self._started += 1
+        self.last_id = key[0]
+        self._confirmed_empty = False
+        self._retries.pop(key[0], None)
+        if self._wanted.add is not None or self._wanted.early:
+            # That was the one row asked for; another try of it is taken as any other.
+            self._wanted = replace(self._wanted, add=None, early=False)
+            self._ids = {}
+        if self._ids is not None:
+            self._ids.pop(key[0], None)
+        if not self.options.random_order:
+            self._above = max(self._above, key[0])
+        live = Live(self, experiment, key, last_sign=time.monotonic())
+        live.processor = ResultProcessor(experiment.id, live, self._host.study, self._host.writer)
+        self._live[key] = self._host.live[key] = live
+        given = SyncResultProcessor(live.processor, self._loop) if self._synchronous else live.processor
+        args = (dict(experiment.keyfields), given, copy.deepcopy(dict(self._host.custom)))
+        self._set_limits(live)
+        live.handle = self._pool.start(self._function, args, partial(self._function_ended, live))
+
+    def _set_limits(self, live: Live) -> None:
+        if (seconds := self.options.timeout) is not None:
+            text = f"TimeoutError: the experiment ran longer than its timeout of {seconds:g} s"
+            live.timers.append(self._loop.call_later(seconds, self._overdue, live, text))
+        if (seconds := self.options.stall_timeout) is not None:
+            live.timers.append(self._loop.call_later(seconds, self._look_for_stall, live, seconds))
+
+    def _look_for_stall(self, live: Live, seconds: float) -> None:
+        quiet = time.monotonic() - live.last_sign
+        if quiet >= seconds:
+            text = f"TimeoutError: no sign from the experiment for its stall_timeout of {seconds:g} s"
+            self._overdue(live, text)
+        else:
+            live.timers.append(self._loop.call_later(seconds - quiet, self._look_for_stall, live, seconds))
+
+    def _overdue(self, live: Live, text: str) -> None:
+        self.end_early(live, self._error(text, TimeoutError), wait_for_thread=False)
+
+    def _error(self, text: str, kind: type[BaseException]) -> End:
+        """An end as `error`, or another try if there are any left for this kind."""
+        tries = self.options.retries
+        if self.options.retry_on is not None and not issubclass(kind, self.options.retry_on):
+            tries = 0
+        return End("error", error=clean(text), retries=tries, retry_delay_seconds=self.options.retry_delay)
+
+    def end_early(self, live: Live, ending: End, *, wait_for_thread: bool) -> None:
+        """Ends an attempt that still runs: a task by cancelling it, a thread by asking and then leaving it."""
+        if live.over or live.ending is not None or live.handle is None:
+            return
+        live.ending = ending
+        live.told_to_stop = True
+        if live.handle.killable or wait_for_thread:
+            live.handle.cancel()
+            live.timers.append(self._loop.call_later(self.options.grace, self._abandon, live))
+        else:
+            self._abandon(live)
+
+    def _abandon(self, live: Live) -> None:
+        """Ends the row of a function that will not end; it goes on, and nothing it sends is taken."""
+        if live.over or live.handle is None:
+            return
+        live.handle.abandon()
+        what = "swallowed its cancellation" if live.handle.killable else "runs in a thread, which cannot be ended"
+        self._host.logger.warning(
+            "Experiment %s %s: its row ends here, the function lives on and nothing it sends is written.",
+            live.key[0],
+            what,
+        )
+        self._close(live, live.ending or End("released"), alike=None)
+
+    def _function_ended(self, live: Live, result: Result) -> None:
+        if live.over:
+            return
+        end = self._judge(live, result)
+        alike = result.place if isinstance(result, Raised) else end.error
+        self._close(live, end, alike)
+
+    def _judge(self, live: Live, result: Result) -> End:
+        if live.ending is not None:
+            return live.ending
+        if live.forced and not isinstance(result, Returned):
+            return End("released")
+        match result:
+            case Returned(value):
+                return self._returned(value)
+            case Raised(text, kind):
+                return self._error(text, kind)
+            case Cancelled():
+                text = "CancelledError: the function was cancelled, but not by asyncexp"
+                return self._error(text, asyncio.CancelledError)
+
+    def _returned(self, value: Any) -> End:
+        match value:
+            case None | ExperimentStatus.DONE:
+                return End("done")
+            case ExperimentStatus.PAUSED:
+                return End("paused")
+            case ExperimentStatus.ERROR:
+                return End("error")
+            case ExperimentStatus.CREATED:
+                return End("created", delay_seconds=None if self.stopped_by else self.options.lease)
+        shown = repr(value)[:200]
+        allowed = "it may return None or an ExperimentStatus: DONE, ERROR, PAUSED or CREATED"
+        text = f"The experiment function returned {shown} ({type(value).__name__}); {allowed}."
+        return End("error", error=clean(text))
+
+    def _close(self, live: Live, end: End, alike: str | None) -> None:
+        """The function is over for us: its end goes to the database, its slot is free."""
+        if live.processor is not None:
+            live.processor.close()
+        self._drop(live)
+        self._storing += 1
+        stored = self._host.writer.end(live.key, end)
+        stored.add_done_callback(partial(self._stored, live, alike, end))
+        self._wake()
+
+    def _drop(self, live: Live) -> None:
+        live.over = True
+        for timer in live.timers:
+            timer.cancel()
+        self._live.pop(live.key, None)
+        self._host.live.pop(live.key, None)
+
+    def lost(self, live: Live) -> None:
+        """The row is no longer this worker's: its function is cancelled and nothing is written."""
+        if live.over:
+            return
+        self._host.logger.warning(
+            "Experiment %s (attempt %s) was taken away from this worker; what it sends is refused.", *live.key
+        )
+        self._drop(live)
+        if live.handle is not None:
+            live.handle.cancel()
+            live.handle.abandon()
+        self._count("lost")
+        self._wake()
+
+    # ------------------------------------------------------------------------------------- the ends
+
+    def _stored(self, live: Live, alike: str | None, end: End, stored: asyncio.Future[Ended | None]) -> None:
+        self._storing -= 1
+        self._wake()
+        failure = stored.exception()
+        if failure is None:
+            ended = stored.result()
+            assert ended is not None
+            self._ended(live, ended, alike, end)
+        elif isinstance(failure, ExperimentLostError):
+            self._count("lost")
+        elif isinstance(failure, DatabaseQueryError) and end.error is not None:
+            # The text itself was refused. The row must end all the same.
+            self._storing += 1
+            plain = End("error", error=f"The error text could not be stored: {type(failure).__name__}")
+            again = self._host.writer.end(live.key, plain)
+            again.add_done_callback(partial(self._stored, live, alike, replace(plain, error=None)))
+        else:
+            self.fail(failure)
+
+    def _ended(self, live: Live, ended: Ended, alike: str | None, end: End) -> None:
+        outcome = ended.outcome
+        if outcome == "retried":
+            self._expect_again(live.key[0], ended.delay_seconds + RETRY_SLACK_SECONDS)
+        if outcome == "error":
+            self._note_error(end)
+        if outcome == "released":
+            self._started -= 1
+        self._count("released" if outcome == "created" else outcome)
+        if outcome != "retried":
+            self._look_for_likeness(alike if outcome == "error" else None)
+
+    def _expect_again(self, experiment_id: int, seconds: float) -> None:
+        self._retries[experiment_id] = self._loop.time() + seconds
+        self._later(seconds, self._wake)
+        self._above = min(self._above, experiment_id - 1)
+        if self._ids is not None:
+            self._ids[experiment_id] = None
+
+    def _note_error(self, end: End) -> None:
+        lines = (end.error or "returned ERROR").strip().splitlines()
+        if len(self._errors) < SHOWN_ERRORS:
+            self._errors.append(lines[-1] if lines else "")
+
+    def _count(self, outcome: str) -> None:
+        self._counts[outcome] += 1
+        if outcome not in ("retried", "lost"):
+            self._host.ended(outcome)
+        if self._left is not None and outcome != "retried":
+            self._left = max(0, self._left - 1)
+        if self._report is not None:
+            self._report(self.summary())
+
+    def _look_for_likeness(self, alike: str | None) -> None:
+        most = self.options.max_errors
+        if most is None and len(self._first_errors) < ALIKE:
+            self._first_errors.append(alike)
+            if len(self._first_errors) == ALIKE and alike is not None and len(set(self._first_errors)) == 1:
+                self._too_many_errors(f"the first {ALIKE} experiments all failed alike ({alike})")
+        elif most is not None and 0 <= most <= self._counts["error"]:
+            self._too_many_errors(f"{self._counts['error']} experiments failed (max_errors={most})")
+
+    def _too_many_errors(self, why: str) -> None:
+        if self.stopped_by is None:
+            last = self._errors[-1] if self._errors else "no message"
+            self._host.logger.error("Stopped: %s. Last error: %s", why, last)
+            self.stop("max_errors", limit=False)
+
+    def fail(self, failure: BaseException) -> None:
+        """Something that no experiment can help: the run ends and raises."""
+        if self._failure is None:
+            self._failure = failure
+            self.stop_now("stop")
+
+    # -------------------------------------------------------------------------------------- stopping
+
+    def stop(self, by: StoppedBy, *, limit: bool = True) -> None:
+        """Claims no more and lets what runs finish, for `grace` seconds if there is a limit."""
+        if self.stopped_by is not None:
+            return
+        self.stopped_by = by
+        if self._claiming is not None:
+            self._claiming.cancel()
+            self._claiming = None
+        if limit:
+            self._later(self.options.grace, self._force)
+        self._wake()
+
+    def stop_now(self, by: StoppedBy) -> None:
+        """Cancels what runs and puts its rows back, without waiting."""
+        self.stop(by, limit=False)
+        self._force()
+
+    def signalled(self, name: StoppedBy) -> None:
+        """SIGINT or SIGTERM: the first time gracefully, the second time now."""
+        if self.stopped_by is None:
+            self._host.logger.warning(
+                "%s: no more experiments are started; %d finish within %g s, or go back. Once more to stop now.",
+                name,
+                len(self._live),
+                self.options.grace,
+            )
+            self.stop(name)
+        else:
+            self.stop_now(name)
+
+    def _force(self) -> None:
+        for live in list(self._live.values()):
+            live.forced = True
+            live.told_to_stop = True
+            if live.handle is not None and live.handle.killable:
+                live.handle.cancel()
+                live.timers.append(self._loop.call_later(self.options.grace, self._abandon, live))
+            else:
+                self._abandon(live)
+        self._later(max(self.options.grace, LAST_FLUSH_SECONDS) * 2, self._stop_waiting)
+        self._wake()
+
+    def _stop_waiting(self) -> None:
+        """The database stays away: what could not be stored is left for the lease to settle."""
+        if self._storing:
+            self._host.logger.error(
+                "%d ends could not be stored because the database is away; their rows stay `running` until "
+                "their lease is over.",
+                self._storing,
+            )
+        self._give_up = True
+        self._wake()
+
+    def asked(self, request: Request, live: Live) -> None:
+        """Somebody asked through the table to cancel or release one experiment."""
+        if request.kind == "cancel":
+            ending = End("error", error=clean(f"cancelled by {request.by}"))
+        else:
+            ending = End("released", delay_seconds=None if self.stopped_by else self.options.lease)
+        self._host.logger.info("Experiment %s: %s asked for by %s", live.key[0], request.kind, request.by)
+        self.end_early(live, ending, wait_for_thread=True)
+
+    # ---------------------------------------------------------------------------------------- timers
+
+    def _wake(self, _: object = None) -> None:
+        self._changed.set()
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        def due() -> None:
+            self._timers.discard(timer)
+            call()
+
+        timer = self._loop.call_later(seconds, due)
+        self._timers.add(timer)
+
+    def _clear_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+
+async def supervise(run: Run) -> Summary:
+    """Runs it in a task of its own; a cancellation of the caller stops the run and is raised when it is over."""
+    task = asyncio.create_task(run.go(), name="asyncexp run")
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        run.stop_now("cancelled")
+        await _over(task)
+        raise
+    return task.result()
+
+
+async def _over(task: asyncio.Task[Any]) -> None:
+    """Waits for a task whatever happens to the caller, anyio's repeated cancellations included."""
+    from anyio import CancelScope
+
+    with CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+    task.exception()
+
+
+def exception_types(names: Iterable[type[BaseException] | str]) -> tuple[type[BaseException], ...]:
+    """Exception classes, or dotted names of such.
+
+    Raises:
+        InvalidConfigError: no such class.
+    """
+    return tuple(_exception_type(name) for name in names)
+
+
+def _exception_type(name: type[BaseException] | str) -> type[BaseException]:
+    import builtins
+    from importlib import import_module
+
+    from asyncexp.errors import InvalidConfigError
+
+    found: object = name
+    if isinstance(name, str):
+        module, _, attribute = name.rpartition(".")
+        try:
+            found = getattr(import_module(module) if module else builtins, attribute)
+        except (ImportError, AttributeError) as missing:
+            raise InvalidConfigError(f"retry_on: no exception {name!r}: {missing}") from None
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        raise InvalidConfigError(f"retry_on: {name!r} is not an exception class")
+    return found

@@ -1,0 +1,420 @@
+"""Group commit: one flush in flight, and what arrives meanwhile is the next one.
+
+Everything that a worker writes about its experiments, and every row that it takes, goes through one
+`Writer`: results and logs of tasks, threads and children alike. It is the only one that claims in the
+worker's name, so that after a lost answer it can tell which rows nobody here knows of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from asyncexp.db.base import DataRefused, DuplicateKey, Outage, T
+from asyncexp.errors import DatabaseError, DatabaseQueryError, ExperimentLostError
+from asyncexp.experiment import Experiment
+from asyncexp.store.claim import Wanted, Worker
+from asyncexp.store.flush import End, Ended, Flushed, Key, Unit, flush
+from asyncexp.store.settle import release_unknown, settle
+from asyncexp.store.study import Study
+
+LOG_DELAY_SECONDS = 0.2
+"""Log lines wait so long at most for company."""
+LOG_ROOM = 20_000
+"""Log lines held before the function that sends more has to wait."""
+FLUSH_CALLS = 2_000
+FLUSH_BYTES = 4_000_000
+FLUSH_LIMIT_SECONDS = 30.0
+FIRST_WAIT_SECONDS = 0.05
+
+Claimed = list[Experiment] | None
+"""None: the outcome was lost and has been undone; ask again."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One thing sent for one attempt."""
+
+    key: Key
+    fields: dict[str, Any] = field(default_factory=dict)
+    logs: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    end: End | None = None
+    told: asyncio.Future[Ended | None] | None = None
+    """Who waits for it, if anybody does."""
+    size: int = 0
+    """Bytes, roughly."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    wanted: Wanted
+    taken: asyncio.Future[Claimed]
+
+
+class Writer:
+    """The writing side of one worker; belongs to one event loop.
+
+    Args:
+        lost: called once for each attempt that turns out to run in this worker's name no more.
+        away: called when the database goes away.
+        longest_wait_seconds: cap of the back-off while the database is away.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        worker: Worker,
+        logger: logging.Logger,
+        *,
+        lost: Callable[[Key], None],
+        away: Callable[[], None],
+        longest_wait_seconds: float,
+    ) -> None:
+        self.known: set[Key] = set()
+        """Attempts taken here whose end is not yet settled."""
+        self.away: Outage | None = None
+        """Why the database cannot be reached at the moment."""
+        self._study = study
+        self._worker = worker
+        self._logger = logger
+        self._lost = lost
+        self._tell_away = away
+        self._longest_wait = longest_wait_seconds
+        self._queue: deque[Call | Claim] = deque()
+        self._checks: deque[asyncio.Future[list[int]]] = deque()
+        self._bad: dict[Key, DatabaseQueryError] = {}
+        self._held_logs = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._number = 0
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._work(), name="asyncexp writer")
+
+    # -------------------------------------------------------------------------------------- sending
+
+    def send(self, key: Key, fields: dict[str, Any], size: int = 0) -> asyncio.Future[Ended | None]:
+        """Queues values of the row; the future is done when they are committed.
+
+        It raises ExperimentLostError if the row is no longer ours, DatabaseQueryError if the database
+        refused the values.
+        """
+        return self._push(Call(key, fields=fields, told=self._loop.create_future(), size=size))
+
+    def end(self, key: Key, end: End) -> asyncio.Future[Ended | None]:
+        """Queues the end of an attempt; the future tells what it came to."""
+        size = len(end.error or "")
+        return self._push(Call(key, end=end, told=self._loop.create_future(), size=size))
+
+    def mention(self, key: Key, fields: dict[str, Any]) -> None:
+        """Queues values that nobody waits for."""
+        self._queue.append(Call(key, fields=fields))
+        self._later()
+
+    async def log(self, key: Key, logs: list[tuple[str, tuple[Any, ...]]], size: int) -> None:
+        """Queues log lines; waits only while too many are held."""
+        while self._held_logs >= LOG_ROOM:
+            self._room.clear()
+            self._wake.set()
+            await self._room.wait()
+        self._held_logs += len(logs)
+        self._queue.append(Call(key, logs=logs, size=size))
+        self._later()
+
+    def claim(self, wanted: Wanted) -> asyncio.Future[Claimed]:
+        """Asks for rows, in the next flush."""
+        claim = Claim(wanted, self._loop.create_future())
+        self._queue.append(claim)
+        self._wake.set()
+        return claim.taken
+
+    def release_strangers(self) -> asyncio.Future[list[int]]:
+        """Gives back rows that run in this worker's name and that it does not know; their IDs.
+
+        Done between two flushes, when no claim can be under way.
+        """
+        asked: asyncio.Future[list[int]] = self._loop.create_future()
+        self._checks.append(asked)
+        self._wake.set()
+        return asked
+
+    async def settled(self, key: Key) -> None:
+        """Returns when everything sent so far is committed.
+
+        Raises:
+            ExperimentLostError, DatabaseQueryError: as for `send`.
+        """
+        await self.send(key, {})
+
+    def take_error(self, key: Key) -> DatabaseQueryError | None:
+        """The refusal of something that nobody waited for, once."""
+        return self._bad.pop(key, None)
+
+    def forget(self, key: Key) -> None:
+        """The attempt is over for this worker, whatever the database says."""
+        self.known.discard(key)
+        self._bad.pop(key, None)
+
+    def _push(self, call: Call) -> asyncio.Future[Ended | None]:
+        assert call.told is not None
+        self._queue.append(call)
+        self._wake.set()
+        return call.told
+
+    def _later(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOG_DELAY_SECONDS, self._wake.set)
+
+    async def close(self, limit_seconds: float) -> None:
+        """Writes what is left and ends; gives up after `limit_seconds` if the database stays away."""
+        self._closing = True
+        self._wake.set()
+        done, _ = await asyncio.wait([self._task], timeout=limit_seconds)
+        if not done:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_queue(DatabaseError("The experimenter was closed before this could be written."))
+        if done and (broken := self._task.exception()) is not None:
+            raise broken
+
+    # -------------------------------------------------------------------------------------- writing
+
+    async def _work(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            calls, claims = self._take()
+            if calls or claims:
+                await self._store(calls, claims)
+            while self._checks:
+                await self._check(self._checks.popleft())
+            if self._queue:
+                self._wake.set()
+            elif self._closing:
+                return
+
+    async def _check(self, asked: asyncio.Future[list[int]]) -> None:
+        try:
+            given_back = await self._insist(self._release_unknown)
+        except DatabaseError as failure:
+            if not asked.done():
+                asked.set_exception(failure)
+        else:
+            if not asked.done():
+                asked.set_result(given_back)
+
+    def _take(self) -> tuple[list[Call], list[Claim]]:
+        """The next flush: as much of the queue, in order, as fits. A claim that adds a row goes alone."""
+        calls: list[Call] = []
+        claims: list[Claim] = []
+        size = 0
+        while self._queue and len(calls) < FLUSH_CALLS and size < FLUSH_BYTES:
+            first = self._queue[0]
+            if isinstance(first, Claim):
+                alone = first.wanted.add is not None
+                if alone and (calls or claims):
+                    break
+                claims.append(first)
+                self._queue.popleft()
+                if alone:
+                    break
+            else:
+                calls.append(first)
+                self._queue.popleft()
+                size += first.size
+        return calls, claims
+
+    async def _store(self, calls: Sequence[Call], claims: Sequence[Claim]) -> None:
+        units = self._merge(calls)
+        try:
+            flushed = await self._flush(units, claims)
+        except (DataRefused, DuplicateKey) as refused:
+            await self._halve(calls, claims, refused)
+        except Exception as failure:  # noqa: BLE001  (those who wait must hear of a bug, too)
+            self._fail(calls, claims, failure)
+        else:
+            self._tell(calls, claims, flushed)
+
+    async def _halve(self, calls: Sequence[Call], claims: Sequence[Claim], refused: DatabaseQueryError) -> None:
+        """Finds the one call that the database does not take; all others are written."""
+        if len(calls) + bool(claims) <= 1:
+            self._fail(calls, claims, refused)
+            return
+        middle = (len(calls) + 1) // 2
+        await self._store(calls[:middle], [])
+        await self._store(calls[middle:], claims)
+
+    def _merge(self, calls: Iterable[Call]) -> list[Unit]:
+        """One unit an attempt: the last value of each field, logs in order, the end last."""
+        units: dict[Key, Unit] = {}
+        for call in calls:
+            unit = units.get(call.key)
+            if unit is None:
+                unit = units[call.key] = Unit(call.key)
+            unit.fields.update(call.fields)
+            unit.logs.extend(call.logs)
+            if call.end is not None:
+                unit.end = self._honest(call.key, call.end)
+        return list(units.values())
+
+    def _honest(self, key: Key, end: End) -> End:
+        """An attempt of which something was refused unseen ends as an error."""
+        bad = self._bad.get(key)
+        if bad is None or end.outcome not in ("done", "paused", "created"):
+            return end
+        return End("error", error=f"{type(bad).__name__}: {bad}")
+
+    # ------------------------------------------------------------------------------------- flushing
+
+    async def _flush(self, units: Sequence[Unit], claims: Sequence[Claim]) -> Flushed:
+        wanted = [claim.wanted for claim in claims]
+        waits = 0
+        while True:
+            self._number += 1
+            number = self._number
+            work = partial(flush, self._study, worker=self._worker, units=units, claims=wanted, number=number)
+            try:
+                flushed = await self._study.db.run(work, limit_seconds=FLUSH_LIMIT_SECONDS)
+            except Outage as outage:
+                self._notice(outage)
+                if outage.unknown and (landed := await self._look_up(units, number, outage, wanted)) is not None:
+                    return landed
+            else:
+                self._is_back()
+                return flushed
+            await self._back_off(waits)
+            waits += 1
+
+    async def _look_up(
+        self, units: Sequence[Unit], number: int, outage: Outage, wanted: Sequence[Wanted]
+    ) -> Flushed | None:
+        """What became of a flush whose answer never came; rows that it took are given back."""
+        await asyncio.sleep(max(0.0, outage.settled_after - time.monotonic()))
+        landed: Flushed | None = await self._insist(partial(settle, self._study, self._worker, units, number))
+        if wanted:
+            await self._insist(self._release_unknown)
+        return landed
+
+    async def _insist(self, ask: Callable[[], Any]) -> Any:
+        waits = 0
+        while True:
+            try:
+                answer = await ask()
+            except Outage as outage:
+                self._notice(outage)
+                await self._back_off(waits)
+                waits += 1
+            else:
+                self._is_back()
+                return answer
+
+    async def _release_unknown(self) -> list[int]:
+        given_back = await release_unknown(self._study, self._worker, self.known)
+        if given_back:
+            self._logger.warning("Gave back rows claimed by a statement whose answer was lost: %s", given_back)
+        return given_back
+
+    async def _back_off(self, waits: int) -> None:
+        longest = min(self._longest_wait, FIRST_WAIT_SECONDS * 2.0 ** min(waits, 20))
+        await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+
+    def _notice(self, outage: Outage) -> None:
+        if self.away is None:
+            self._logger.warning("The database is away; results are held until it is back: %s", outage)
+            self._tell_away()
+        self.away = outage
+
+    def _is_back(self) -> None:
+        if self.away is not None:
+            self._logger.warning("The database is back.")
+        self.away = None
+
+    # -------------------------------------------------------------------------------------- telling
+
+    def _tell(self, calls: Iterable[Call], claims: Sequence[Claim], flushed: Flushed) -> None:
+        for key in flushed.refused:
+            self._forget_lost(key)
+        for call in calls:
+            self._logs_gone(call)
+            if call.end is not None and call.key not in flushed.refused:
+                self.forget(call.key)
+            self._answer(call, flushed)
+        answers: Sequence[Claimed] = flushed.claimed if len(flushed.claimed) == len(claims) else [None] * len(claims)
+        for claim, answer in zip(claims, answers, strict=True):
+            self._hand_over(claim, answer)
+
+    def _answer(self, call: Call, flushed: Flushed) -> None:
+        if call.told is None or call.told.done():
+            return
+        if call.key in flushed.refused:
+            call.told.set_exception(lost(call.key))
+        else:
+            call.told.set_result(flushed.ended.get(call.key) if call.end else None)
+
+    def _hand_over(self, claim: Claim, answer: Claimed) -> None:
+        """Rows go to whoever asked; if he has gone, they go back."""
+        keys = [(int(row.id), row.id.attempt) for row in answer or ()]
+        self.known.update(keys)
+        if not claim.taken.done():
+            claim.taken.set_result(answer)
+            return
+        for key in keys:
+            self.end(key, End("released")).add_done_callback(_look_at)
+
+    def _forget_lost(self, key: Key) -> None:
+        if key in self.known:
+            self.forget(key)
+            self._lost(key)
+
+    def _logs_gone(self, call: Call) -> None:
+        self._held_logs -= len(call.logs)
+        if self._held_logs < LOG_ROOM:
+            self._room.set()
+
+    def _fail(self, calls: Iterable[Call], claims: Iterable[Claim], failure: Exception) -> None:
+        for call in calls:
+            self._logs_gone(call)
+            if call.told is None and isinstance(failure, DatabaseQueryError):
+                self._bad.setdefault(call.key, failure)
+            elif call.told is not None and not call.told.done():
+                call.told.set_exception(failure)
+        for claim in claims:
+            if not claim.taken.done():
+                claim.taken.set_exception(failure)
+
+    def _fail_queue(self, failure: DatabaseError) -> None:
+        left = list(self._queue)
+        self._queue.clear()
+        self._fail(
+            [item for item in left if isinstance(item, Call)],
+            [item for item in left if isinstance(item, Claim)],
+            failure,
+        )
+
+
+def lost(key: Key) -> ExperimentLostError:
+    """What a function is told whose row is no longer its own."""
+    return ExperimentLostError(
+        f"Experiment {key[0]} (attempt {key[1]}) no longer runs here: it was released, reset, deleted, ended or "
+        "taken over by another worker. What was sent has not been written."
+    )
+
+
+def _look_at(future: asyncio.Future[T]) -> None:
+    """Takes note of a future's exception, so that it is not reported as overlooked."""
+    if not future.cancelled():
+        future.exception()
