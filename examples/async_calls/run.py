@@ -47,6 +47,8 @@ async def main():
         summary = await experimenter.execute(run_experiment, progress=True)
         table = await experimenter.get_table({"status": "done"})
 
+    if summary.stopped_by:
+        raise SystemExit(f"Stopped by {summary.stopped_by}. Start it again to go on.")
     if summary.done:
         print(f"Ran: {summary.done} done, {summary.error} failed, {summary.retried} tried again.")
         in_a_row = table["waited_seconds"].sum()

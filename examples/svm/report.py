@@ -28,20 +28,22 @@ def finished(table):
 def print_table(table, folds):
     """Mean test accuracy by dataset and kernel, each at its best C; the best of a row is bold."""
     by_c = finished(table).groupby(["dataset", "kernel", "C"])["test_accuracy"].agg(["mean", "std"])
-    best = by_c.loc[by_c.groupby(["dataset", "kernel"])["mean"].idxmax()].reset_index("C")
+    best = by_c.loc[by_c.groupby(["dataset", "kernel"])["mean"].idxmax()].droplevel("C").unstack("kernel")
     shown = Table(title="Test accuracy at the best C (mean ± sd over seeds)")
     shown.add_column("dataset")
     for kernel in KERNELS:
         shown.add_column(kernel, justify="right")
-    for dataset, rows in best.groupby("dataset"):
-        top = rows["mean"].max()
-        cells = [
-            f"{'[bold]' if row.mean == top else ''}{row.mean:.3f} ± {row.std:.3f}"
-            for row in rows.itertuples()
-        ]
-        shown.add_row(dataset, *cells)
+    for dataset, row in best.reindex(columns=KERNELS, level="kernel").iterrows():
+        shown.add_row(dataset, *(cell(row["mean"], row["std"], kernel) for kernel in KERNELS))
     Console().print(shown)
     print(f"{len(finished(table))} experiments, {len(folds)} folds in the log table.")
+
+
+def cell(means, deviations, kernel):
+    if kernel not in means.dropna():
+        return "–"
+    text = f"{means[kernel]:.3f} ± {deviations[kernel]:.3f}"
+    return f"[bold]{text}[/]" if means[kernel] == means.max() else text
 
 
 def save_csv(table, path):

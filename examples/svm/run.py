@@ -68,6 +68,8 @@ async def main():
         if (await experimenter.counts())["created"]:
             summary = await experimenter.execute(run_experiment, progress=True)
             print(f"Ran: {summary.done} done, {summary.error} failed, in {summary.seconds:.1f} s.")
+            if summary.stopped_by:
+                raise SystemExit(f"Stopped by {summary.stopped_by}. Start it again to go on.")
         else:
             print("Nothing to do: every experiment has been run.")
 
