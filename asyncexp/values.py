@@ -18,6 +18,7 @@ from math import inf, isfinite, nan
 from numbers import Real
 from pathlib import PurePath
 from sys import maxsize
+from types import NoneType
 from typing import Any, Literal, Self, cast, get_args
 
 TypeName = Literal[
@@ -140,9 +141,7 @@ def _lacking(key: bool, warn: Callable[[str], None] | None) -> _Lack:
     told = False
 
     def refuse(value: object) -> Canonical:
-        raise _Refused(
-            f"a keyfield cannot be {_short(value)}; write null (None) for a value that is not there"
-        )
+        raise _Refused(f"a keyfield cannot be {_short(value)}; write null (None) for a value that is not there")
 
     def lack(value: object) -> Canonical:
         nonlocal told
@@ -195,8 +194,13 @@ _WANTED: dict[str, str] = {
 # ------------------------------------------------------------------- numpy, pandas and enums as Python's own
 
 
+_OWN = frozenset({NoneType, bool, int, float, str, Decimal, datetime, dict, list, tuple})
+
+
 def _plain(value: object) -> object:
     """Enum members as their values, numpy's scalars as Python's, what pandas calls missing as NaN."""
+    if value.__class__ in _OWN:
+        return value
     while isinstance(value, Enum):
         value = value.value
     if _is_missing(value):
@@ -281,6 +285,20 @@ def _double(value: object, _: _Lack) -> float:
     return number + 0.0  # -0.0 becomes 0.0
 
 
+def _quick_numeric(type: ColumnType, careful: Encoder) -> Encoder:
+    convert = _numeric(type)
+
+    def encode(value: object) -> Canonical:
+        if value.__class__ is float and -inf < value < inf:
+            try:
+                return convert(value, careful)
+            except InvalidOperation:
+                return careful(value)  # which says why
+        return careful(value)
+
+    return encode
+
+
 def _quick_double(_: ColumnType, careful: Encoder) -> Encoder:
     def encode(value: object) -> Canonical:
         if value.__class__ is float and -inf < value < inf:
@@ -315,6 +333,8 @@ def _rounded(digits: int, scale: int) -> _Convert:
 
 
 def _decimal(value: object) -> Decimal:
+    if value.__class__ is float:
+        return Decimal(repr(value))
     if isinstance(value, str):
         return Decimal(_spelt(value))
     if isinstance(value, (int, Decimal)):
@@ -504,7 +524,7 @@ def _no_quick_way(_: ColumnType, careful: Encoder) -> Encoder:
 _QUICK: dict[str, Callable[[ColumnType, Encoder], Encoder]] = {
     "INT": _quick_integer,
     "BIGINT": _quick_integer,
-    "NUMERIC": _no_quick_way,
+    "NUMERIC": _quick_numeric,
     "DOUBLE": _quick_double,
     "FLOAT": _quick_double,
     "BOOLEAN": _quick_boolean,
@@ -606,19 +626,27 @@ def key_part(name: str, type: ColumnType, value: Canonical) -> bytes:
     Each with its length before it, so that no two different sequences of parts read alike. Types
     that hold the same values (INT and BIGINT, VARCHAR and TEXT) give the same part.
     """
-    label = name.lower().encode()
-    content = b"-" if value is None else _spell(type.name, value)
-    return b"%d:%b%d:%b" % (len(label), label, len(content), content)
+    return _part(_label(name), type, value)
 
 
-def _spell(type_name: str, value: Canonical) -> bytes:
+def _label(name: str) -> bytes:
+    text = name.lower().encode()
+    return b"%d:%b" % (len(text), text)
+
+
+def _part(label: bytes, type: ColumnType, value: Canonical) -> bytes:
+    content = b"-" if value is None else _spell(type, value)
+    return b"%b%d:%b" % (label, len(content), content)
+
+
+def _spell(type: ColumnType, value: Canonical) -> bytes:
     if isinstance(value, str):
-        return (b"j" if type_name == "JSON" else b"s") + value.encode()
+        return (b"j" if type.name == "JSON" else b"s") + value.encode()
     if isinstance(value, Decimal):
         return b"n%b" % str(value.normalize(_EXACT)).encode()
     if isinstance(value, datetime):
         return b"t%b" % value.isoformat(timespec="microseconds").encode()
-    return b"%b%r" % (_LETTER[value.__class__], value)
+    return b"%b%a" % (_LETTER[value.__class__], value)
 
 
 _LETTER: dict[type, bytes] = {bool: b"b", int: b"i", float: b"f"}
@@ -639,11 +667,14 @@ def key_hasher(columns: Sequence[tuple[str, ColumnType]]) -> Callable[[Sequence[
 
     Parts are remembered, as the values of a grid come again and again.
     """
-    position = {name: number for number, (name, _) in enumerate(columns)}
-    order = [position[name] for name in key_order(position)]
-    makers = [lru_cache(maxsize=1024)(partial(key_part, *columns[number])) for number in order]
+    types = dict(columns)
+    position = {name: number for number, name in enumerate(types)}
+    makers = [
+        (lru_cache(maxsize=1024)(partial(_part, _label(name), types[name])), position[name])
+        for name in key_order(types)
+    ]
 
     def hash_row(values: Sequence[Canonical]) -> bytes:
-        return key_hash([make(values[number]) for make, number in zip(makers, order, strict=True)])
+        return key_hash([make(values[number]) for make, number in makers])
 
     return hash_row
