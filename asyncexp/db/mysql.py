@@ -120,6 +120,10 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
     async def _show_warnings(self, _: object) -> None:
         """In strict mode what is left of them is chatter; each would cost a round trip."""
 
+    def _escape_args(self, args: Any, connection: Any) -> Any:
+        """Bytes as hex literals: a statement goes out as UTF-8, which bytes as such are not."""
+        return tuple(f"x'{arg.hex()}'" if type(arg) is bytes else connection.escape(arg) for arg in args)
+
     async def execute(self, query: str | bytes, args: Params | None = None) -> int:
         text = self.mogrify(query, args)
         packet = text.encode() if isinstance(text, str) else bytes(text)
