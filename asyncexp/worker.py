@@ -303,7 +303,7 @@ class Run:
         live.processor = ResultProcessor(experiment.id, live, self._host.study, self._host.writer)
         self._live[key] = self._host.live[key] = live
         given = SyncResultProcessor(live.processor, self._loop) if self._synchronous else live.processor
-        args = (dict(experiment.keyfields), given, copy.deepcopy(dict(self._host.custom)))
+        args = (dict(experiment.keyfields), given, copy.deepcopy(self._host.custom) if self._host.custom else {})
         self._set_limits(live)
         live.handle = self._pool.start(self._function, args, partial(self._function_ended, live))
 
@@ -399,9 +399,10 @@ class Run:
             live.processor.close()
         self._drop(live)
         self._storing += 1
+        # Woken before the writer, the run asks for the next row in time for the flush that stores this end.
+        self._wake()
         stored = self._host.writer.end(live.key, end)
         stored.add_done_callback(partial(self._stored, live, alike, end))
-        self._wake()
 
     def _drop(self, live: Live) -> None:
         live.over = True
