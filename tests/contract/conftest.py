@@ -1,0 +1,32 @@
+"""What the contract suite needs of a database: an empty one, and how to get in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncexp import Experimenter
+from asyncexp.db.base import Target
+from tests.studies import experimenter
+
+Make = Callable[..., Experimenter]
+
+
+@pytest.fixture
+async def make(target: Target, tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes experimenters on the database under test; each is closed after the test.
+
+    Keywords are those of `tests.studies.write_configuration`.
+    """
+    made: list[Experimenter] = []
+
+    def new(**study: Any) -> Experimenter:
+        made.append(experimenter(tmp_path, target, **study))
+        return made[-1]
+
+    yield new
+    for each in made:
+        await each.aclose()
