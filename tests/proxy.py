@@ -1,0 +1,130 @@
+"""A TCP proxy that misbehaves on request, to put between a database and its client.
+
+async with Proxy(target) as proxy:
+    database = connect(proxy.target)
+    proxy.swallow()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Self
+
+from asyncexp.db.base import Target
+
+
+class Proxy:
+    """Forwards bytes between clients and the server of a target until it is told otherwise."""
+
+    def __init__(self, target: Target) -> None:
+        self._behind = target
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._swallowing = False
+        self._marker = b""
+        self._armed = False
+        self._server: asyncio.Server | None = None
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.fired = asyncio.Event()
+        """Set when what `cut_after` waits for has been seen."""
+
+    @property
+    def target(self) -> Target:
+        """The same database, through the proxy."""
+        assert self._server is not None
+        return replace(self._behind, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
+        await self._server.wait_closed()
+
+    # ---------------------------------------------------------------------------------- switches
+
+    def stall(self) -> None:
+        """Nothing passes either way; connections stay open, new ones too."""
+        self._flowing.clear()
+
+    def swallow(self) -> None:
+        """What clients say reaches the server; its answers are lost."""
+        self._swallowing = True
+
+    def resume(self) -> None:
+        """Behaves again. What was swallowed is gone."""
+        self._swallowing = False
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Cuts all connections at once."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def cut_after(self, marker: bytes = b"COMMIT") -> None:
+        """Cuts the connection on which `marker` is sent next, when the server has answered it.
+
+        The answer itself is lost.
+        """
+        self._marker = marker
+        self.fired.clear()
+
+    # --------------------------------------------------------------------------------- forwarding
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        self._writers.add(writer)
+        try:
+            await self._pair(reader, writer)
+        finally:
+            writer.transport.abort()
+            self._writers.discard(writer)
+            self._handlers.discard(task)
+
+    async def _pair(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(self._behind.host, self._behind.port)
+        except OSError:
+            return
+        self._writers.add(far_writer)
+        try:
+            up = asyncio.create_task(self._forward(reader, far_writer))
+            down = asyncio.create_task(self._back(far_reader, writer))
+            try:
+                await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (up, down):
+                    task.cancel()
+                await asyncio.gather(up, down, return_exceptions=True)
+        finally:
+            far_writer.transport.abort()
+            self._writers.discard(far_writer)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await self._flowing.wait()
+            if self._marker and self._marker in data:
+                self._marker, self._armed = b"", True
+            writer.write(data)
+            await writer.drain()
+
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await self._flowing.wait()
+            if self._armed:
+                self._armed = False
+                self.fired.set()
+                return
+            if not self._swallowing:
+                writer.write(data)
+                await writer.drain()
