@@ -153,9 +153,9 @@ class ExecutionConfig(Model):
     max_attempts: Annotated[Whole, Field(ge=1)] = 3
     retries: Annotated[Whole, Field(ge=0)] = 0
     retry_delay: Seconds = 0.0
-    retry_on: Annotated[
-        tuple[ExceptionName, ...] | None, BeforeValidator(_retry_on), WithJsonSchema(_RETRY_SCHEMA)
-    ] = None
+    retry_on: Annotated[tuple[ExceptionName, ...] | None, BeforeValidator(_retry_on), WithJsonSchema(_RETRY_SCHEMA)] = (
+        None
+    )
     """Classes or dotted names; None: every exception. See `retry_types`."""
     max_errors: Annotated[Whole, Field(ge=-1)] | None = None
     """None: stop when the first 20 rows fail alike; -1: never."""

@@ -1,0 +1,7 @@
+"""Writes the JSON schema: `python -m asyncexp.config > config/experiment_configuration.schema.json`."""
+
+import sys
+
+from asyncexp.config.json_schema import text
+
+sys.stdout.write(text())
