@@ -33,13 +33,12 @@ from asyncexp.store.fill import Filled, KeyRow
 from asyncexp.store.rows import fill_rows
 from asyncexp.store.study import Condition, Study, statuses, unknown
 from asyncexp.tables import frame
-from asyncexp.worker import Options, Run, exception_types, supervise
+from asyncexp.worker import Options, Run, supervise
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from asyncexp.config import Configuration
-    from asyncexp.config.models import ExecutionConfig
+    from asyncexp.config.models import Configuration, ExecutionConfig
     from asyncexp.store.read import ErrorGroup
     from asyncexp.store.workers import WorkerInfo
 
@@ -129,12 +128,12 @@ class Experimenter:
             "log_level": log_level,
             "log_file": _absolute(log_file),
         }
-        self._folder = Path.cwd()
         self._configuration: Configuration = config.load(
             experiment_configuration_file_path,
             database_name=database_name,
             table_name=table_name,
             use_ssh_tunnel=use_ssh_tunnel,
+            credentials=self._arguments["database_credential_file_path"],
         )
         self._schema = Schema.from_config(self._configuration.database)
         self._logger = logs.logger(logger_name, log_level, self._arguments["log_file"])
@@ -151,11 +150,14 @@ class Experimenter:
         return f"Experimenter(table={database.table.name!r}, {database.provider} database {database.database!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._configuration.path, "arguments": self._arguments, "folder": self._folder}
+        arguments = dict(self._arguments)
+        if self._configuration.database.provider == "sqlite":
+            arguments["database_name"] = config.target(self._configuration).database
+        return {"path": self._configuration.path, "arguments": arguments}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Experimenter.__init__(self, state["path"], **state["arguments"])
-        self._folder = state["folder"]
+        credentials = state["arguments"].pop("database_credential_file_path")
+        Experimenter.__init__(self, state["path"], credentials, **state["arguments"])
 
     # --------------------------------------------------------------------------------- open and close
 
@@ -201,12 +203,7 @@ class Experimenter:
         return session
 
     def _new_session(self) -> Session:
-        target = config.target(
-            self._configuration,
-            self._arguments["database_credential_file_path"],
-            environment=os.environ,
-            folder=self._folder,
-        )
+        target = config.target(self._configuration, self._arguments["database_credential_file_path"])
         name: str = self._arguments["name"]
         return Session(partial(connect, target), self._schema, self._logger, name, self._configuration.custom)
 
@@ -466,17 +463,14 @@ class Experimenter:
         self, n_jobs: int | None, max_experiments: int, random_order: bool, execution: Mapping[str, Any]
     ) -> tuple[Options, ExecutionConfig]:
         """The keywords of a call over the environment over the configuration, checked."""
-        keywords = dict(execution)
-        retry_on = keywords.pop("retry_on", None)
-        settings = config.execution(self._configuration, os.environ, **keywords)
-        kinds = retry_on if retry_on is not None else settings.retry_on
+        settings = config.execution(self._configuration, **execution)
         options = Options(
             n_jobs=_jobs(self._configuration.n_jobs if n_jobs is None else n_jobs),
             max_experiments=max_experiments,
             random_order=random_order,
             retries=settings.retries,
             retry_delay=settings.retry_delay,
-            retry_on=None if kinds is None else exception_types(kinds),
+            retry_on=config.retry_types(settings),
             max_errors=settings.max_errors,
             timeout=settings.timeout,
             stall_timeout=settings.stall_timeout,

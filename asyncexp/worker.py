@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -606,30 +606,3 @@ async def _over(task: asyncio.Task[Any]) -> None:
             except asyncio.CancelledError:
                 continue
     task.exception()
-
-
-def exception_types(names: Iterable[type[BaseException] | str]) -> tuple[type[BaseException], ...]:
-    """Exception classes, or dotted names of such.
-
-    Raises:
-        InvalidConfigError: no such class.
-    """
-    return tuple(_exception_type(name) for name in names)
-
-
-def _exception_type(name: type[BaseException] | str) -> type[BaseException]:
-    import builtins
-    from importlib import import_module
-
-    from asyncexp.errors import InvalidConfigError
-
-    found: object = name
-    if isinstance(name, str):
-        module, _, attribute = name.rpartition(".")
-        try:
-            found = getattr(import_module(module) if module else builtins, attribute)
-        except (ImportError, AttributeError) as missing:
-            raise InvalidConfigError(f"retry_on: no exception {name!r}: {missing}") from None
-    if not (isinstance(found, type) and issubclass(found, BaseException)):
-        raise InvalidConfigError(f"retry_on: {name!r} is not an exception class")
-    return found
