@@ -13,7 +13,7 @@ from asyncexp.config.names import check_names
 from asyncexp.config.validate import validate
 from asyncexp.errors import InvalidConfigError, InvalidValuesInConfiguration
 from asyncexp.grid import expand
-from asyncexp.values import ColumnType, encode, encoder, key_part
+from asyncexp.values import Canonical, ColumnType, encode, encoder, key_part
 
 KEYFIELDS: Loc = ("PY_EXPERIMENTER", "Database", "table", "keyfields")
 _PATHS = ("tls_ca", "tls_cert", "tls_key")
@@ -105,18 +105,24 @@ def _values(form: KeyfieldForm, document: Document, loc: Loc, problems: list[Pro
     """The keyfield's values, each once; two are the same if their rows would have the same key."""
     if "values" not in form.model_fields_set:
         return None
-    loc = (*loc, "values")
-    written = _written(form.values, document, loc, problems)
-    convert = encoder(form.type, key=True)
     unique: dict[bytes, Any] = {}
-    for index, value in enumerate(written):
+    for value, canonical in _encoded(form, document, (*loc, "values"), problems):
+        kept = value if form.type.name == "JSON" else canonical
+        unique.setdefault(key_part("", form.type, canonical), kept)
+    return tuple(unique.values())
+
+
+def _encoded(
+    form: KeyfieldForm, document: Document, loc: Loc, problems: list[Problem]
+) -> Iterator[tuple[Any, Canonical]]:
+    convert = encoder(form.type, key=True)
+    for index, value in enumerate(_written(form.values, document, loc, problems)):
         try:
-            canonical = convert(value)
+            yield value, convert(value)
         except ValueError as error:
             problems.append(document.problem((*loc, index), str(error), InvalidValuesInConfiguration))
-            continue
-        unique.setdefault(key_part("", form.type, canonical), value if form.type.name == "JSON" else canonical)
-    return tuple(unique.values())
+            if isinstance(form.values, dict):
+                return  # the values of a range have one place
 
 
 def _written(values: Any, document: Document, loc: Loc, problems: list[Problem]) -> Sequence[Any]:

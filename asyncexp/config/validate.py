@@ -37,7 +37,16 @@ _BOUNDS = {
     "greater_than_equal": ("ge", "must be at least"),
     "less_than_equal": ("le", "must be at most"),
 }
-_OTHER_WORDS = {"mariadb": "mysql", "pg": "postgresql", "psql": "postgresql", "none": "disable", "off": "disable"}
+_OTHER_WORDS = {
+    "mariadb": "mysql",
+    "pg": "postgresql",
+    "psql": "postgresql",
+    "none": "disable",
+    "off": "disable",
+    "false": "disable",
+    "thread": "task",
+    "threads": "task",
+}
 _ELSEWHERE = {
     "user": "user and password belong in the credentials file",
     "password": "user and password belong in the credentials file",
@@ -131,16 +140,23 @@ def _form_at(form: type[Model], loc: Loc) -> type[Model] | None:
 
 
 def translate(error: ValidationError, form: type[Model], document: Document) -> Iterator[Problem]:
-    """Pydantic's errors as problems in file order of validation."""
-    for detail in error.errors(include_url=False, include_input=not document.secret):
-        yield _problem(detail, form, document)
+    """Pydantic's errors as problems; a key that is missing because it is misspelt is told once."""
+    details = error.errors(include_url=False, include_input=not document.secret)
+    misspelt = {
+        (*loc[:-1], nearest(loc[-1], _known(owner)))
+        for loc in (detail["loc"] for detail in details if detail["type"] == "extra_forbidden")
+        if (owner := _form_at(form, loc[:-1]))
+    }
+    for detail in details:
+        if detail["type"] != "missing" or detail["loc"] not in misspelt:
+            yield _problem(detail, form, document)
 
 
 def _problem(detail: ErrorDetails, form: type[Model], document: Document) -> Problem:
     kind, loc = detail["type"], detail["loc"]
     if loc and loc[-1] == "[key]":
         loc = loc[:-1]
-        text = f"the key {loc[-1]!r} is not text; write it in quotes"
+        text = "YAML reads this key as a number or as true or false; write it in quotes"
         return document.problem(loc, text, _error_class(loc), key=True)
     if kind == "extra_forbidden":
         return document.problem(loc, _unknown(loc, form), _error_class(loc), key=True)
@@ -200,7 +216,9 @@ def _found(detail: ErrorDetails, document: Document) -> str:
     given = detail.get("input")
     if document.secret or isinstance(given, Mapping | list | tuple) or "input" not in detail:
         return ""
-    return ", not left blank" if given is None else f", not {str(given)[:60]!r}"
+    if isinstance(given, str):
+        return f", not {given[:60]!r}"
+    return ", not left blank" if given is None else f", not {given}"
 
 
 def _error_class(loc: Loc) -> type[ConfigError]:

@@ -134,10 +134,14 @@ class _Tree:
             return [self.build(item) for item in node.value]
         if not isinstance(node, yaml.ScalarNode):
             raise self._error(node, f"the tag {node.tag} is not supported")
+        return self._scalar(node)
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
         try:
             return self._loader.construct_object(node)
         except ValueError:
-            raise self._error(node, f"is not a valid {node.tag.removeprefix(_PREFIX)}")
+            text = f"is not a valid {node.tag.removeprefix(_PREFIX)}"
+        raise self._error(node, text)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, tuple[yaml.Node, yaml.Node]]:
         self._refuse_twice(node)
