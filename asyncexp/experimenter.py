@@ -19,6 +19,7 @@ from asyncexp.errors import (
     MissingLogTableError,
     NoPausedExperimentsException,
     ParameterCombinationError,
+    SshTunnelError,
 )
 from asyncexp.experiment import ExperimentStatus, Summary
 from asyncexp.pools.base import Pool
@@ -203,7 +204,10 @@ class Experimenter:
         return session
 
     def _new_session(self) -> Session:
-        target = config.target(self._configuration, self._arguments["database_credential_file_path"])
+        credentials = self._arguments["database_credential_file_path"]
+        if config.ssh(self._configuration, credentials) is not None:
+            raise SshTunnelError("SSH tunnels are not there yet: open one by `ssh -L` and point host and port at it")
+        target = config.target(self._configuration, credentials)
         name: str = self._arguments["name"]
         return Session(partial(connect, target), self._schema, self._logger, name, self._configuration.custom)
 

@@ -1,32 +1,52 @@
-"""The package's logger: a file, unless the program has a logger of that name already."""
+"""The package's logger: standard error and a file, unless the program has a logger of that name already."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from typing import TextIO
 
 FORMAT = "%(asctime)s  | %(name)s - %(levelname)-8s | %(message)s"
-_ours: dict[str, logging.Handler] = {}
+_files: dict[str, logging.FileHandler] = {}
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment, so that a progress bar can keep its lines apart."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        raise AttributeError("it follows sys.stderr")
 
 
 def logger(name: str, level: int | str, file: Path | None) -> logging.Logger:
-    """The logger of that name; made with a handler for `file` if there is none yet."""
+    """The logger of that name; made, with its handlers, if there is none yet."""
     existing = logging.root.manager.loggerDict.get(name)
     made = logging.getLogger(name)
     if isinstance(existing, logging.Logger):
         return made
     made.setLevel(level)
+    _add(made, _Stderr())
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, encoding="utf-8", delay=True)
-        handler.setFormatter(logging.Formatter(FORMAT))
-        made.addHandler(handler)
-        _ours[name] = handler
+        _files[name] = logging.FileHandler(file, encoding="utf-8", delay=True)
+        _add(made, _files[name])
     return made
+
+
+def _add(made: logging.Logger, handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter(FORMAT))
+    made.addHandler(handler)
 
 
 def release(made: logging.Logger) -> None:
     """Closes the file, if it is ours; it opens again at the next line."""
-    handler = _ours.get(made.name)
-    if handler is not None:
-        handler.close()
+    if made.name in _files:
+        _files[made.name].close()

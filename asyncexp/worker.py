@@ -96,7 +96,7 @@ class Live:
 
     @property
     def should_stop(self) -> bool:
-        return self.told_to_stop or self.run.stopped_by is not None
+        return self.told_to_stop or self.run.hurries
 
 
 class Run:
@@ -115,6 +115,8 @@ class Run:
         left: int | None = None,
     ) -> None:
         self.stopped_by: StoppedBy | None = None
+        self.hurries = False
+        """What runs should come to an end."""
         self.options = options
         self._host = host
         self._function = function
@@ -503,25 +505,26 @@ class Run:
     # -------------------------------------------------------------------------------------- stopping
 
     def stop(self, by: StoppedBy, *, limit: bool = True) -> None:
-        """Claims no more and lets what runs finish, for `grace` seconds if there is a limit."""
-        if self.stopped_by is not None:
+        """Claims no more and lets what runs finish: within `grace` seconds, or however long it takes."""
+        if self.hurries or (self.stopped_by is not None and not limit):
             return
         self.stopped_by = by
         if self._claiming is not None:
             self._claiming.cancel()
             self._claiming = None
         if limit:
+            self.hurries = True
             self._later(self.options.grace, self._force)
         self._wake()
 
     def stop_now(self, by: StoppedBy) -> None:
         """Cancels what runs and puts its rows back, without waiting."""
-        self.stop(by, limit=False)
+        self.stop(by)
         self._force()
 
     def signalled(self, name: StoppedBy) -> None:
         """SIGINT or SIGTERM: the first time gracefully, the second time now."""
-        if self.stopped_by is None:
+        if not self.hurries:
             self._host.logger.warning(
                 "%s: no more experiments are started; %d finish within %g s, or go back. Once more to stop now.",
                 name,
