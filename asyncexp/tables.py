@@ -98,16 +98,13 @@ def _integers(cells: _Cells) -> Any:
     import pandas
 
     try:
-        values = cells.array("int64") if _NONE not in cells.classes else _filled(cells)
+        if _NONE not in cells.classes:
+            values = cells.array("int64")
+        else:
+            values = np.array([0 if value is None else value for value in cells.values], "int64")
     except OverflowError:
         return None
-    return pandas.arrays.IntegerArray(np.asarray(values), cells.missing())
-
-
-def _filled(cells: _Cells) -> Any:
-    import numpy as np
-
-    return np.array([0 if value is None else value for value in cells.values], "int64")
+    return pandas.arrays.IntegerArray(values, cells.missing())
 
 
 def _booleans(cells: _Cells) -> Any:
@@ -132,7 +129,7 @@ def _texts(cells: _Cells) -> Any:
 
 
 def _dates(cells: _Cells) -> Any:
-    """In one go where pandas can: not with offsets, nor, before pandas 3, with years beyond 1677 to 2262."""
+    """In one go where pandas can: before pandas 3 not with years outside 1678 to 2261."""
     import pandas
 
     try:
@@ -147,10 +144,10 @@ def _dates(cells: _Cells) -> Any:
 def _parsed(cells: _Cells) -> pandas.DatetimeIndex:
     import pandas
 
-    found = pandas.DatetimeIndex(pandas.to_datetime(cells.array(), format="ISO8601"))
-    if found.tz is not None or (pandas.isna(found) != cells.missing()).any():
-        raise ValueError("offsets, or texts that pandas takes for missing")
-    return found.as_unit("us")
+    found = pandas.DatetimeIndex(pandas.to_datetime(cells.array(), format="ISO8601", utc=True))
+    if (pandas.isna(found) != cells.missing()).any():
+        raise ValueError("texts that pandas takes for missing, and nobody else does")
+    return found.tz_localize(None).as_unit("us")
 
 
 def _objects(cells: _Cells) -> pandas.Series[Any]:

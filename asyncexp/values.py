@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -19,7 +18,7 @@ from numbers import Real
 from pathlib import PurePath
 from sys import maxsize
 from types import NoneType
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, NoReturn, Self, cast, get_args
 
 TypeName = Literal[
     "VARCHAR",
@@ -90,6 +89,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.I
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation])
 _BOOLEANS: dict[object, bool] = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
+_BYTES = (bytes, bytearray, memoryview)
 _FIRST_YEAR = 1000  # MySQL has no date before
 
 
@@ -466,13 +466,17 @@ def _json_value(value: object, lack: _Lack) -> object:
     for kinds, convert in _JSON_FORMS:
         if isinstance(plain, kinds):
             return convert(plain, lack)
-    if hasattr(plain, "tolist") and not isinstance(plain, memoryview):
+    if hasattr(plain, "tolist"):
         return _json_value(_unboxed(plain), lack)
-    raise _Refused(f"{_short(value)} is nothing that JSON can hold; {_advice(value)}")
+    return _no_json(value, lack)
+
+
+def _no_json(value: object, _: _Lack) -> NoReturn:
+    raise _Refused(f"{_short(value)} has no form in JSON; {_advice(value)}")
 
 
 def _advice(value: object) -> str:
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, _BYTES):
         return "decode bytes to text first"
     if isinstance(value, (set, frozenset)):
         return "a set has no order, write sorted(...)"
@@ -513,7 +517,8 @@ _JSON_FORMS: tuple[tuple[type | tuple[type, ...], Callable[[Any, _Lack], object]
     (Mapping, _json_dict),
     (PurePath, lambda value, _: _storable(str(value))),
     ((date, time), lambda value, _: value.isoformat()),
-    ((list, tuple, range, deque), _json_list),
+    (_BYTES, _no_json),
+    (Sequence, _json_list),
 )
 
 
