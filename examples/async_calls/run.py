@@ -40,6 +40,7 @@ async def main():
         database_name=str(HERE / "async_calls.db"),
         log_file=str(HERE / "async_calls.log"),
         use_codecarbon=False,
+        log_level="WARNING",
     )
     async with experimenter:
         filled = await experimenter.fill_table_from_config()

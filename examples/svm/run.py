@@ -60,6 +60,7 @@ async def main():
         database_name=str(HERE / "svm.db"),
         log_file=str(HERE / "svm.log"),
         use_codecarbon=False,
+        log_level="WARNING",
     )
     async with experimenter:
         filled = await experimenter.fill_table_from_config()

@@ -42,8 +42,11 @@ def start(folder: Path, cwd: Path | None = None) -> subprocess.Popen[str]:
 
 def run(folder: Path, cwd: Path | None = None) -> tuple[str, str]:
     """What `run.py` wrote to stdout and stderr; it must end well."""
-    child = start(folder, cwd)
-    out, err = child.communicate(timeout=150)
+    with start(folder, cwd) as child:
+        try:
+            out, err = child.communicate(timeout=200)
+        finally:
+            child.kill()
     assert child.returncode == 0, out + err
     assert "Traceback" not in err
     assert "Warning" not in err
@@ -129,11 +132,14 @@ def test_async_calls(folder: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("folder", ["async_calls"], indirect=True)
 def test_a_stopped_example_goes_on_where_it_was(folder: Path) -> None:
-    child = start(folder)
-    assert child.stderr is not None
-    assert child.stderr.readline().startswith("progress: ")
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    with start(folder) as child:
+        try:
+            assert child.stderr is not None
+            assert child.stderr.readline().startswith("progress: ")
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert child.returncode == 1
     assert err.splitlines()[-1] == "Stopped by SIGINT. Start it again to go on."
     before = statuses(folder / "async_calls.db", "calls")
@@ -161,7 +167,8 @@ def test_the_ten_lines_of_the_readme(tmp_path: Path) -> None:
     means = dict(re.findall(r"^(\d+) +20 +(3\.\d+)", out, re.MULTILINE))
     assert means.keys() == {"1000", "10000", "100000"}
     assert float(means["100000"]) == pytest.approx(3.1416, abs=0.01)
-    assert err == ""
+    assert "60 rows successfully added" in err
+    assert "60 rows successfully added" in (tmp_path / "py-experimenter.log").read_text()
     assert statuses(tmp_path / "study.db", "pi") == {"done": 60}
     again, _ = run(tmp_path, tmp_path)
     assert "done=0, error=0" in again
