@@ -70,7 +70,7 @@ class Proxy:
             writer.transport.abort()
 
     def cut_after(self, marker: bytes = b"COMMIT") -> None:
-        """Cuts the connection on which `marker` is sent next, when the server has answered it.
+        """Cuts the connection on which the next packet ends with `marker`, when the server has answered it.
 
         The answer itself is lost.
         """
@@ -113,7 +113,7 @@ class Proxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             await self._flowing.wait()
-            if self._marker and self._marker in data:
+            if self._marker and data.rstrip(b"\0").endswith(self._marker):
                 self._marker, self._armed = b"", True
             writer.write(data)
             await writer.drain()

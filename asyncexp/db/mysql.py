@@ -106,7 +106,7 @@ DIALECT = Dialect(
     bind_list=tuple,
     # the comparison ignores blanks at the end, but it is the one that an index answers
     text_equal="({column} = {value} AND OCTET_LENGTH({column}) = OCTET_LENGTH({value}))",
-    # it never times out by itself, which would be no error; the limit on statements ends it
+    # the limit on statements ends the wait
     lock=LOCK + "SHA1(CONCAT(DATABASE(), '/', :key)), 86400)",
     max_name_bytes=64,
 )
@@ -177,10 +177,14 @@ class MysqlLink(Link):
             await self.fetch("SELECT RELEASE_ALL_LOCKS()", ())
 
     async def fetch(self, sql: str, params: Params) -> list[Row]:
-        self._locked |= sql.startswith(LOCK)
         cursor = self._cursor()
         await cursor.execute(sql, params or None)
-        return list(await cursor.fetchall())
+        rows = list(await cursor.fetchall())
+        if sql.startswith(LOCK):
+            if rows != [(1,)]:  # 0 or NULL: no error for the server, but no lock either
+                raise Busy(f"{self._driver.place}: waited too long for a lock")
+            self._locked = True
+        return rows
 
     async def execute(self, sql: str, params: Params) -> int:
         return await self._cursor().execute(sql, params or None)
@@ -243,9 +247,7 @@ class MysqlDriver:
         self._target = target
         self._host = target.host or "localhost"
         self._port = target.port or 3306
-        self.place = (
-            f"MySQL/MariaDB at {self._host}:{self._port} (user {target.user!r}, database {target.database!r})"
-        )
+        self.place = f"MySQL/MariaDB at {self._host}:{self._port} (user {target.user!r}, database {target.database!r})"
 
     async def connect(self, *, create_database: bool) -> MysqlLink:
         try:
@@ -358,9 +360,7 @@ class MysqlDriver:
             with suppress(err.OperationalError):  # 1094: it is gone already
                 await cursor.execute(f"KILL CONNECTION {number}")
             for _ in range(int(KILL_SECONDS / 0.02)):
-                if not await cursor.execute(
-                    "SELECT 1 FROM information_schema.processlist WHERE id = %s", (number,)
-                ):
+                if not await cursor.execute("SELECT 1 FROM information_schema.processlist WHERE id = %s", (number,)):
                     return
                 await asyncio.sleep(0.02)
             raise Outage(f"{self.place}: session {number} does not end")
@@ -456,9 +456,7 @@ def refused(error: Exception, place: str) -> DatabaseError | None:
         words = cause.strerror or str(cause) or type(cause).__name__
         return Declined(f"{place} does not answer ({words}); is it running, are `host` and `port` right?")
     if isinstance(error, err.MySQLError) and error.args[0] == 1044:
-        return DatabaseConnectionError(
-            f"{place}: this user may not use the database; ask for the right with GRANT"
-        )
+        return DatabaseConnectionError(f"{place}: this user may not use the database; ask for the right with GRANT")
     return None
 
 

@@ -191,9 +191,7 @@ class PostgresDriver:
         self._host = target.host or "localhost"
         self._port = target.port or 5432
         self.only_transactions = target.pgbouncer
-        self.place = (
-            f"PostgreSQL at {self._host}:{self._port} (user {target.user!r}, database {target.database!r})"
-        )
+        self.place = f"PostgreSQL at {self._host}:{self._port} (user {target.user!r}, database {target.database!r})"
 
     async def connect(self, *, create_database: bool) -> PostgresLink:
         try:
@@ -201,8 +199,7 @@ class PostgresDriver:
         except asyncpg.InvalidCatalogNameError as missing:
             if not create_database:
                 raise DatabaseCreationError(
-                    f"{self.place}: the database does not exist; "
-                    "make it, or call create_table(create_database=True)"
+                    f"{self.place}: the database does not exist; make it, or call create_table(create_database=True)"
                 ) from missing
             await self._create()
             connection = await self._connect(self._target.database)

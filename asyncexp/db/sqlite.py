@@ -377,7 +377,8 @@ class SqliteDriver:
         link = SqliteLink(connection, opening.session, self.place)
         if opening.error is not None:
             await link.close()
-            raise translated(opening.error, self.place) or opening.error from opening.error
+            with translating(self.place):
+                raise opening.error
         return link
 
     def _open(self) -> Session:
@@ -388,9 +389,7 @@ class SqliteDriver:
             [mode] = session.execute("PRAGMA journal_mode = WAL").fetchone()
             session.execute("PRAGMA synchronous = NORMAL")
             if mode != "wal":
-                raise DatabaseConnectionError(
-                    f"{self.place} cannot have a write-ahead log here (it has {mode!r})"
-                )
+                raise DatabaseConnectionError(f"{self.place} cannot have a write-ahead log here (it has {mode!r})")
         except BaseException:
             session.close()
             raise
@@ -404,22 +403,16 @@ class SqliteDriver:
             raise DatabaseConnectionError(f"{self.place} is a folder; give the name of a file in `database`")
         refuse_shared(path, file_system(folder.resolve()))
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise DatabaseConnectionError(
-                f"{self.place}: the folder {folder} cannot be written to; SQLite needs that"
-            )
+            raise DatabaseConnectionError(f"{self.place}: the folder {folder} cannot be written to; SQLite needs that")
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-            raise DatabaseConnectionError(
-                f"{self.place} cannot be read and written by this user; see `ls -l {path}`"
-            )
+            raise DatabaseConnectionError(f"{self.place} cannot be read and written by this user; see `ls -l {path}`")
 
 
 def refuse_old(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> None:
     """UPDATE ... RETURNING came with 3.35."""
     if version < (3, 35):
         found = ".".join(map(str, version))
-        raise DatabaseConnectionError(
-            f"SQLite {found} is too old: 3.35 or newer is needed (use a newer Python build)"
-        )
+        raise DatabaseConnectionError(f"SQLite {found} is too old: 3.35 or newer is needed (use a newer Python build)")
 
 
 def refuse_shared(path: Path, kind: str) -> None:
@@ -493,9 +486,7 @@ def translated(error: Exception, place: str) -> Exception | None:
         return MissingTable(f"{place}: {words}")
     kind, meaning = _by_code(getattr(error, "sqlite_errorname", ""))
     if kind is None:
-        unbound = (
-            isinstance(error, sqlite3.InterfaceError | sqlite3.DataError) or "binding parameter" in words
-        )
+        unbound = isinstance(error, sqlite3.InterfaceError | sqlite3.DataError) or "binding parameter" in words
         return (DataRefused if unbound else DatabaseQueryError)(f"{place}: {words}")
     return kind(f"{place}: {meaning} ({words})")
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from anyio import CancelScope
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from asyncexp.db.base import Dialect, Outage, Params, Row, Transaction
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError
@@ -43,12 +44,18 @@ class Declined(Outage):
     """An outage of which the database itself said that the statement was not carried out."""
 
 
-async def shielded(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end in a task of its own, whatever happens to the caller.
+def unseen(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task that nobody cancels but us: `asyncio.run` cancels every task it can see when it ends.
 
-    A cancellation that arrives meanwhile, once or often, is raised when the coroutine is over.
+    Taking it from `asyncio.all_tasks()` is what the documentation of asyncio ("Extending") offers for that.
     """
     task = asyncio.get_running_loop().create_task(coroutine)
+    asyncio._unregister_task(task)
+    return task
+
+
+async def over(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
+    """Waits until a task is done whatever happens to the caller; the caller's last cancellation, if any came."""
     cancelled: asyncio.CancelledError | None = None
     with CancelScope(shield=True):  # anyio would deliver its cancellation anew in every turn of the loop
         while not task.done():
@@ -56,7 +63,18 @@ async def shielded(coroutine: Coroutine[Any, Any, T]) -> T:
                 await asyncio.wait((task,))
             except asyncio.CancelledError as error:
                 cancelled = error
+    return cancelled
+
+
+async def shielded(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine to its end in a task of its own, whatever happens to the caller.
+
+    A cancellation that arrives meanwhile, once or often, is raised when the coroutine is over.
+    """
+    task = unseen(coroutine)
+    cancelled = await over(task)
     if cancelled is None:
+        await checkpoint_if_cancelled()  # by a scope around the shielded one
         return task.result()
     if not task.cancelled():
         task.exception()  # seen, so that asyncio does not report it as lost
@@ -387,9 +405,7 @@ class WholeDatabase:
     async def _call(self, job: Callable[[Call], Awaitable[T]], limit_seconds: float) -> T:
         async with self._turn:
             if self._closed:
-                raise DatabaseConnectionError(
-                    f"the connection to {self._driver.place} is closed: open() it again"
-                )
+                raise DatabaseConnectionError(f"the connection to {self._driver.place} is closed: open() it again")
             return await shielded(self._limited(job, Call(limit_seconds)))
 
     async def _limited(self, job: Callable[[Call], Awaitable[T]], call: Call) -> T:
