@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from asyncexp.db.whole import over
 from asyncexp.errors import DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
 from asyncexp.pools.base import Cancelled, Handle, Pool, Raised, Result, Returned
@@ -593,19 +594,7 @@ async def supervise(run: Run) -> Summary:
         await asyncio.wait([task])
     except asyncio.CancelledError:
         run.stop_now("cancelled")
-        await _over(task)
+        await over(task)
+        task.exception()  # seen; the caller gets its cancellation
         raise
     return task.result()
-
-
-async def _over(task: asyncio.Task[Any]) -> None:
-    """Waits for a task whatever happens to the caller, anyio's repeated cancellations included."""
-    from anyio import CancelScope
-
-    with CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue
-    task.exception()

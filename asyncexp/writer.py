@@ -12,13 +12,14 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from asyncexp.db.base import DataRefused, DuplicateKey, Outage, T
-from asyncexp.errors import DatabaseError, DatabaseQueryError, ExperimentLostError
+from asyncexp.db.whole import over, unseen
+from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment
 from asyncexp.store.claim import Wanted, Worker
 from asyncexp.store.flush import End, Ended, Flushed, Key, Unit, flush
@@ -96,6 +97,9 @@ class Writer:
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
+        """Ends when nothing is queued and no row is out."""
+        self._no_more = False
+        """Ends when nothing is queued."""
         self._number = 0
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._work(), name="asyncexp writer")
@@ -176,7 +180,7 @@ class Writer:
 
     async def close(self, limit_seconds: float) -> None:
         """Writes what is left and ends; gives up after `limit_seconds` if the database stays away."""
-        self._closing = True
+        self._no_more = True
         self._wake.set()
         done, _ = await asyncio.wait([self._task], timeout=limit_seconds)
         if not done:
@@ -185,15 +189,14 @@ class Writer:
         if self._timer is not None:
             self._timer.cancel()
         self._fail_queue(DatabaseError("The experimenter was closed before this could be written."))
-        if done and (broken := self._task.exception()) is not None:
+        if not self._task.cancelled() and (broken := self._task.exception()) is not None:
             raise broken
 
     # -------------------------------------------------------------------------------------- writing
 
     async def _work(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._woken()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -204,8 +207,18 @@ class Writer:
                 await self._check(self._checks.popleft())
             if self._queue:
                 self._wake.set()
-            elif self._closing:
+            elif self._no_more or (self._closing and not self.known):
                 return
+
+    async def _woken(self) -> None:
+        """Waits for something to do. A cancelled writer goes on while rows are out: they must be given back."""
+        try:
+            await self._wake.wait()
+        except asyncio.CancelledError:
+            if self._no_more or not (self.known or self._queue):
+                raise
+            self._closing = True
+        self._wake.clear()
 
     async def _check(self, asked: asyncio.Future[list[int]]) -> None:
         try:
@@ -244,6 +257,9 @@ class Writer:
             flushed = await self._flush(units, claims)
         except (DataRefused, DuplicateKey) as refused:
             await self._halve(calls, claims, refused)
+        except asyncio.CancelledError:
+            self._fail(calls, claims, DatabaseConnectionError(f"Closed before this was stored: {self.away}"))
+            raise
         except Exception as failure:  # noqa: BLE001  (those who wait must hear of a bug, too)
             self._fail(calls, claims, failure)
         else:
@@ -288,7 +304,7 @@ class Writer:
             number = self._number
             work = partial(flush, self._study, worker=self._worker, units=units, claims=wanted, number=number)
             try:
-                flushed = await self._study.db.run(work, limit_seconds=FLUSH_LIMIT_SECONDS)
+                flushed = await self._whole(self._study.db.run(work, limit_seconds=FLUSH_LIMIT_SECONDS))
             except Outage as outage:
                 self._notice(outage)
                 if outage.unknown and (landed := await self._look_up(units, number, outage, wanted)) is not None:
@@ -313,7 +329,7 @@ class Writer:
         waits = 0
         while True:
             try:
-                answer = await ask()
+                answer = await self._whole(ask())
             except Outage as outage:
                 self._notice(outage)
                 await self._back_off(waits)
@@ -327,6 +343,13 @@ class Writer:
         if given_back:
             self._logger.warning("Gave back rows claimed by a statement whose answer was lost: %s", given_back)
         return given_back
+
+    async def _whole(self, call: Coroutine[Any, Any, T]) -> T:
+        """The answer of a call even if the event loop is being shut down around it: rows depend on it."""
+        task = unseen(call)
+        if await over(task) is not None:
+            self._closing = True
+        return task.result()
 
     async def _back_off(self, waits: int) -> None:
         longest = min(self._longest_wait, FIRST_WAIT_SECONDS * 2.0 ** min(waits, 20))

@@ -17,7 +17,7 @@ Row = tuple[Any, ...]
 Params = Sequence[Any]
 
 
-class Outage(DatabaseConnectionError):  # noqa: N818
+class Outage(DatabaseConnectionError):
     """The database went away, stalled, is full or does not answer: wait and try again.
 
     `unknown` is true when the transaction may have been committed all the same; its outcome must be
@@ -31,15 +31,15 @@ class Outage(DatabaseConnectionError):  # noqa: N818
         self.settled_after = settled_after
 
 
-class DataRefused(DatabaseQueryError):  # noqa: N818
+class DataRefused(DatabaseQueryError):
     """The database refused a value: too long, out of range, not of the type. The transaction was rolled back."""
 
 
-class MissingTable(DatabaseQueryError):  # noqa: N818
+class MissingTable(DatabaseQueryError):
     """A table or column that the statement names does not exist."""
 
 
-class DuplicateKey(DatabaseQueryError):  # noqa: N818
+class DuplicateKey(DatabaseQueryError):
     """A unique index refused a row."""
 
 
