@@ -129,7 +129,7 @@ def _texts(cells: _Cells) -> Any:
 
 
 def _dates(cells: _Cells) -> Any:
-    """In one go where pandas can: before pandas 3 not with years outside 1678 to 2261."""
+    """In one go where pandas can: not with offsets, nor before pandas 3 with years outside 1678 to 2261."""
     import pandas
 
     try:
@@ -144,10 +144,18 @@ def _dates(cells: _Cells) -> Any:
 def _parsed(cells: _Cells) -> pandas.DatetimeIndex:
     import pandas
 
-    found = pandas.DatetimeIndex(pandas.to_datetime(cells.array(), format="ISO8601", utc=True))
+    if datetime in cells.classes or _has_offsets(cells):
+        raise ValueError("pandas 2 would give the offset of one to the others")
+    found = pandas.DatetimeIndex(pandas.to_datetime(cells.array(), format="ISO8601"))
     if (pandas.isna(found) != cells.missing()).any():
         raise ValueError("texts that pandas takes for missing, and nobody else does")
-    return found.tz_localize(None).as_unit("us")
+    return found.as_unit("us")
+
+
+def _has_offsets(cells: _Cells) -> bool:
+    texts = [text for text in cells.values if text]
+    together = "".join(texts)
+    return together.count("-") != 2 * len(texts) or "+" in together or "Z" in together
 
 
 def _objects(cells: _Cells) -> pandas.Series[Any]:

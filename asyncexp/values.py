@@ -11,7 +11,6 @@ from datetime import UTC, date, datetime, time
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from difflib import get_close_matches
 from enum import Enum
-from functools import lru_cache, partial
 from hashlib import blake2b
 from math import inf, isfinite, nan
 from numbers import Real
@@ -631,17 +630,9 @@ def key_part(name: str, type: ColumnType, value: Canonical) -> bytes:
     Each with its length before it, so that no two different sequences of parts read alike. Types
     that hold the same values (INT and BIGINT, VARCHAR and TEXT) give the same part.
     """
-    return _part(_label(name), type, value)
-
-
-def _label(name: str) -> bytes:
-    text = name.lower().encode()
-    return b"%d:%b" % (len(text), text)
-
-
-def _part(label: bytes, type: ColumnType, value: Canonical) -> bytes:
+    label = name.lower().encode()
     content = b"-" if value is None else _spell(type, value)
-    return b"%b%d:%b" % (label, len(content), content)
+    return b"%d:%b%d:%b" % (len(label), label, len(content), content)
 
 
 def _spell(type: ColumnType, value: Canonical) -> bytes:
@@ -665,21 +656,3 @@ def key_hash(parts: Iterable[bytes]) -> bytes:
 def salted(hash: bytes, id: int) -> bytes:
     """Another hash for a row whose key a row with a lower ID holds already."""
     return blake2b(hash + b"#%d" % id, digest_size=16, person=b"duplicate").digest()
-
-
-def key_hasher(columns: Sequence[tuple[str, ColumnType]]) -> Callable[[Sequence[Canonical]], bytes]:
-    """`key_hash` for many rows of one table: of canonical values in the order of `columns`, whatever that is.
-
-    Parts are remembered, as the values of a grid come again and again.
-    """
-    types = dict(columns)
-    position = {name: number for number, name in enumerate(types)}
-    makers = [
-        (lru_cache(maxsize=1024)(partial(_part, _label(name), types[name])), position[name])
-        for name in key_order(types)
-    ]
-
-    def hash_row(values: Sequence[Canonical]) -> bytes:
-        return key_hash([make(values[number]) for make, number in makers])
-
-    return hash_row
