@@ -1,0 +1,64 @@
+# Everything runs in .venv, made by the first Python >= 3.11 on PATH that can make one (PYTHON=... chooses another).
+
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+SUITABLE := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
+	for path in $$(which -a $$name 2>/dev/null); do \
+	$$path -c '$(SUITABLE)' 2>/dev/null && echo $$path && exit; done; done)
+BIN := .venv/bin
+
+.PHONY: help venv demo test servers bench-quick bench clean
+
+help:
+	@echo 'make demo         a grid of real experiments on SQLite, with a table and a plot (about a minute)'
+	@echo 'make test         format, lint, types, imports, and all tests on SQLite, PostgreSQL and MariaDB'
+	@echo 'make bench-quick  throughput against the bare drivers, in under a minute; make bench takes longer'
+	@echo 'make venv         only the environment; make clean removes it'
+
+venv: .venv/dev.installed
+
+.venv/bin/python:
+	@test -n '$(PYTHON)' || { \
+	echo 'No Python 3.11 or newer that can make environments was found on PATH.' >&2; \
+	echo 'On Debian or Ubuntu: apt-get install python3 python3-venv' >&2; exit 1; }
+	'$(PYTHON)' -m venv .venv
+
+.venv/%.installed: pyproject.toml | .venv/bin/python
+	@echo 'Installing asyncexp[$*] into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+demo: .venv/demo.installed
+	@$(BIN)/python examples/svm/run.py
+
+test: .venv/dev.installed servers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2 -p no:asyncio
+
+# The tests start private servers of their own; only the programs have to be there.
+servers:
+	@missing=''; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	command -v mariadbd >/dev/null || missing="$$missing mariadb-server"; \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+	else \
+		echo "The tests need$$missing. On Debian or Ubuntu: sudo apt-get install$$missing" >&2; exit 1; \
+	fi
+
+bench-quick: .venv/bench.installed servers
+	@$(BIN)/python -m benchmarks --quick
+
+bench: .venv/bench.installed servers
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
