@@ -16,6 +16,7 @@ from asyncexp.store.study import Study, unknown
 from asyncexp.values import ColumnType, encoder, key_hash, key_part
 
 CACHED_VALUES = 100_000
+NOTHING = Filled()
 
 
 class _Cell(NamedTuple):
@@ -123,23 +124,24 @@ def _cell_maker(study: Study, name: str, type_: ColumnType) -> Callable[[Any], _
     return make
 
 
-async def fill(study: Study, rows: Iterable[KeyRow]) -> Filled:
+async def fill(study: Study, rows: Iterable[KeyRow], before: Filled = NOTHING) -> Filled:
     """Adds rows in batches; earlier batches stay if a later row is bad.
+
+    Args:
+        before: what the same call of the user's has added already; the result includes it.
 
     Raises:
         EmptyFillDatabaseCallError: there were none.
         ParameterCombinationError: a bad row; the message says how many rows had been added by then.
     """
-    total = Filled()
-    seen = False
+    total = before
     try:
         for batch in batches(rows):
-            seen = True
             total += await add(study, batch)
     except ParameterCombinationError as wrong:
-        before = f" ({total.added} rows were added before it)" if total.added else ""
-        raise ParameterCombinationError(f"{wrong}{before}") from None
-    if not seen:
+        added = f" ({total.added} rows were added before it)" if total.added else ""
+        raise ParameterCombinationError(f"{wrong}{added}") from None
+    if total == NOTHING:
         raise EmptyFillDatabaseCallError("There are no rows to fill the table with.")
     return total
 
@@ -157,14 +159,12 @@ async def fill_rows(study: Study, rows: Iterable[Mapping[str, Any]] | AsyncItera
 
 
 async def _fill_async(study: Study, make: Rows, rows: AsyncIterable[Mapping[str, Any]]) -> Filled:
-    total = Filled()
+    total = NOTHING
     start = 0
     async for chunk in _chunks(rows):
-        total += await fill(study, make.many(chunk, start))
+        total = await fill(study, make.many(chunk, start), total)
         start += len(chunk)
-    if not start:
-        raise EmptyFillDatabaseCallError("There are no rows to fill the table with.")
-    return total
+    return total if start else await fill(study, ())
 
 
 async def _chunks(rows: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[list[Mapping[str, Any]]]:

@@ -1,0 +1,34 @@
+"""What the worker programs share: their study from the command line, and words to and from the test."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from asyncexp import Experimenter
+
+ARGUMENTS = sys.argv[3:]
+"""What the test gave beyond configuration and credentials."""
+
+
+def study(**arguments: Any) -> Experimenter:
+    configuration, credentials = sys.argv[1:3]
+    return Experimenter(configuration, credentials or None, logger_name="asyncexp-tests", log_file=None, **arguments)
+
+
+def say(what: Any) -> None:
+    """Tells the test something, in one line."""
+    print(json.dumps(what), flush=True)
+
+
+def wait_for_word() -> str:
+    """Blocks until the test says something."""
+    return sys.stdin.readline().strip()
+
+
+def note(path: str, what: str) -> None:
+    """One line in a file that many processes write."""
+    with Path(path).open("a") as file:
+        file.write(f"{what}\n")
