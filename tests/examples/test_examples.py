@@ -9,11 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
 import pandas as pd
 import pytest
+
+from tests.servers import Server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -26,12 +29,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLES / request.param, tmp_path / request.param, ignore=MADE))
 
 
-def start(folder: Path, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Starts `run.py`, by default from elsewhere, without a screen."""
+def start(folder: Path, cwd: Path | None = None, script: str = "run.py") -> subprocess.Popen[str]:
+    """Starts a script, by default from elsewhere, without a screen."""
     hidden = ("DISPLAY", "MPLBACKEND", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.Popen(
-        [sys.executable, "-W", "default::ResourceWarning", folder / "run.py"],
+        [sys.executable, "-W", "default::ResourceWarning", folder / script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -40,9 +43,9 @@ def start(folder: Path, cwd: Path | None = None) -> subprocess.Popen[str]:
     )
 
 
-def run(folder: Path, cwd: Path | None = None) -> tuple[str, str]:
-    """What `run.py` wrote to stdout and stderr; it must end well."""
-    with start(folder, cwd) as child:
+def run(folder: Path, cwd: Path | None = None, script: str = "run.py") -> tuple[str, str]:
+    """What a script wrote to stdout and stderr; it must end well."""
+    with start(folder, cwd, script) as child:
         try:
             out, err = child.communicate(timeout=200)
         finally:
@@ -158,10 +161,19 @@ def code(document: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
 
 
+README = ROOT / "README.md"
+
+
+def as_the_readme_says(folder: Path) -> Path:
+    """A study of the README's ten lines; where its credentials go."""
+    (folder / "config").mkdir()
+    (folder / "config" / "experiment_configuration.yml").write_text(code(README, "yaml")[0])
+    (folder / "run.py").write_text(code(README, "python")[0])
+    return folder / "config" / "database_credentials.yml"
+
+
 def test_the_ten_lines_of_the_readme(tmp_path: Path) -> None:
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "experiment_configuration.yml").write_text(code(ROOT / "README.md", "yaml")[0])
-    (tmp_path / "run.py").write_text(code(ROOT / "README.md", "python")[0])
+    as_the_readme_says(tmp_path)
     out, err = run(tmp_path, tmp_path)
     assert "done=60, error=0" in out
     means = dict(re.findall(r"^(\d+) +20 +(3\.\d+)", out, re.MULTILINE))
@@ -173,6 +185,52 @@ def test_the_ten_lines_of_the_readme(tmp_path: Path) -> None:
     again, _ = run(tmp_path, tmp_path)
     assert "done=0, error=0" in again
     assert again.splitlines()[-4:] == out.splitlines()[-4:]
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with nobody and nothing of the README's on it, before and after."""
+    found: Server = request.getfixturevalue(request.param)
+    yield found
+    found.drop("study")
+    found.sql("DROP USER ada")
+
+
+@pytest.mark.parametrize("server", ["postgres_server", "mariadb_server"], indirect=True)
+def test_the_readme_on_a_server(tmp_path: Path, server: Server) -> None:
+    credentials = as_the_readme_says(tmp_path)
+    replace(tmp_path / "config" / "experiment_configuration.yml", "provider: sqlite", f"provider: {server.provider}")
+    credentials.write_text(code(README, "yaml")[2])
+    replace(credentials, "db.example.org", "127.0.0.1")
+    replace(credentials, "port: 5432", f"port: {server.port}")
+    for statement in statements(server):
+        server.sql(statement)
+    (tmp_path / "make.py").write_text(code(README, "python")[2])
+
+    credentials.chmod(0o644)
+    with start(tmp_path, tmp_path) as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "chmod 600" in err.splitlines()[-1]
+
+    credentials.chmod(0o600)
+    if server.provider == "mysql":  # the README's grant there, its role on PostgreSQL not
+        run(tmp_path, tmp_path, "make.py")
+    out, _ = run(tmp_path, tmp_path)
+    assert "done=60, error=0" in out
+    assert "done=0, error=0" in run(tmp_path, tmp_path)[0]
+
+
+def statements(server: Server) -> list[str]:
+    """What the README's administrator says, to PostgreSQL first, then to MySQL."""
+    page = code(README, "sql")[0 if server.provider == "postgresql" else 1]
+    return [line for line in page.split("\n") if line]
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize(
