@@ -27,7 +27,7 @@ venv: .venv/dev.installed
 
 .venv/%.installed: pyproject.toml | .venv/bin/python
 	@echo 'Installing asyncexp[$*] into .venv'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[$*]'
 	@touch $@
 
 demo: .venv/demo.installed

@@ -23,12 +23,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import asyncpg
 import psutil
 import pymysql
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from asyncexp.db.base import Target
 
@@ -53,6 +58,7 @@ class Server(ABC):
         self.durable = durable
         self.port = 0
         self._owner = os.getpid()
+        self._tls: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         sweep()
@@ -127,6 +133,22 @@ class Server(ABC):
 
     def thaw(self) -> None:
         self._signal_all(signal.SIGCONT)
+
+    def speak_tls(self) -> Path:
+        """Starts anew with a certificate for 127.0.0.1; the file that clients should trust."""
+        certificate, key = make_certificate(self.folder)
+        self.own(certificate)
+        self.own(key)
+        self._tls = self.tls_settings(str(certificate), str(key))
+        self.restart()
+        return certificate
+
+    def speak_plainly(self) -> None:
+        self._tls = {}
+        self.restart()
+
+    @abstractmethod
+    def tls_settings(self, certificate: str, key: str) -> dict[str, str]: ...
 
     def remove(self) -> None:
         """Ends it and removes its folder; nothing in a forked child."""
@@ -230,8 +252,12 @@ class PostgresServer(Server):
         }
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off"}
+        settings |= self._tls
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [postgres("postgres"), "-D", str(self.folder / "data"), *options]
+
+    def tls_settings(self, certificate: str, key: str) -> dict[str, str]:
+        return {"ssl": "on", "ssl_cert_file": certificate, "ssl_key_file": key}
 
     def answers(self) -> bool:
         with suppress(OSError, asyncpg.PostgresError):
@@ -295,8 +321,11 @@ class MariadbServer(Server):
             "innodb-flush-log-at-trx-commit": "1" if self.durable else "2",
             "max-connections": "200",
         }
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        options = [f"--{name}={value}" for name, value in (settings | self._tls).items()]
         return [binary("mariadbd", "mariadb-server"), "--no-defaults", "--skip-name-resolve", *options]
+
+    def tls_settings(self, certificate: str, key: str) -> dict[str, str]:
+        return {"ssl-cert": certificate, "ssl-key": key}
 
     def answers(self) -> bool:
         with suppress(pymysql.MySQLError):
@@ -378,6 +407,32 @@ def postgres(name: str) -> str:
 
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=version)
     return str(debian[-1]) if debian else binary(name, "postgresql")
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(HOST))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].touch(0o600)
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
 
 
 def free_port() -> int:

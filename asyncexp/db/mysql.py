@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,6 +36,7 @@ from asyncexp.db.whole import (
     Link,
     WholeDatabase,
     forget,
+    verifying_tls,
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
@@ -298,19 +299,15 @@ class MysqlDriver:
             await connection.ensure_closed()
 
     async def _connect(self, database: str | None) -> Any:
-        *first, last = self._tls()
-        for tls in first:
-            with suppress(err.OperationalError):
-                return await self._dial(database, tls)
         try:
-            return await self._dial(database, last)
+            return await self._dial(database)
         except Exception as error:
             ours = refused(error, self.place) or translated(error, self.place)
             if ours is None:
                 raise
             raise ours from error
 
-    async def _dial(self, database: str | None, tls: ssl.SSLContext | None) -> Any:
+    async def _dial(self, database: str | None) -> Any:
         local = self._host.startswith("/")
         return await aiomysql.connect(
             host="localhost" if local else self._host,
@@ -322,23 +319,18 @@ class MysqlDriver:
             charset="utf8mb4",
             client_flag=CLIENT.FOUND_ROWS,
             autocommit=True,
-            ssl=tls,
+            ssl=self._tls(),
         )
 
-    def _tls(self) -> Iterator[ssl.SSLContext | None]:
-        """The ways to try, in order."""
-        target = self._target
-        if target.tls == "verify-full":
-            context = ssl.create_default_context(cafile=target.tls_ca)
-            if target.tls_cert:
-                context.load_cert_chain(target.tls_cert, target.tls_key)
-            yield context
-            return
-        if target.tls == "prefer" and not _on_this_machine(self._host):
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            yield context
-        yield None
+    def _tls(self) -> ssl.SSLContext | None:
+        """How to speak secretly; aiomysql speaks plainly to a server that cannot."""
+        if self._target.tls == "verify-full":
+            return verifying_tls(self._target, self.place)
+        if self._target.tls == "disable" or on_this_machine(self._host):
+            return None
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
 
     def limits_writes(self, connection: Any) -> bool:
         """Whether the server ends writes too that take too long; MySQL only ends reads."""
@@ -368,7 +360,7 @@ class MysqlDriver:
             connection.close()
 
 
-def _on_this_machine(host: str) -> bool:
+def on_this_machine(host: str) -> bool:
     """There TLS would protect nothing; the near end of an SSH tunnel is there, too."""
     return host in ("localhost", "::1") or host.startswith(("127.", "/"))
 

@@ -31,6 +31,7 @@ from asyncexp.db.whole import (
     Link,
     WholeDatabase,
     forget,
+    verifying_tls,
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
@@ -245,13 +246,9 @@ class PostgresDriver:
         return {"ssl": self._tls(), "server_settings": settings}
 
     def _tls(self) -> ssl.SSLContext | str:
-        target = self._target
-        if target.tls != "verify-full":
-            return target.tls
-        context = ssl.create_default_context(cafile=target.tls_ca)
-        if target.tls_cert:
-            context.load_cert_chain(target.tls_cert, target.tls_key)
-        return context
+        if self._target.tls == "verify-full":
+            return verifying_tls(self._target, self.place)
+        return self._target.tls
 
 
 # ------------------------------------------------------------------------------------------- errors
