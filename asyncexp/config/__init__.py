@@ -8,13 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from asyncexp.config import access
-from asyncexp.config import execution as _execution
+from asyncexp.config import access, keywords
 from asyncexp.config.build import build
 from asyncexp.config.document import Document, first_existing, read_text
 from asyncexp.config.environment import override
-from asyncexp.config.execution import retry_types
 from asyncexp.config.ini_file import is_ini, parse_configuration
+from asyncexp.config.keywords import retry_types
 from asyncexp.config.models import Configuration, ExecutionConfig, SshConfig
 from asyncexp.config.yaml_file import parse
 from asyncexp.db.base import Target
@@ -99,18 +98,18 @@ def ssh(
 
 
 def execution(
-    configuration: Configuration, environment: Mapping[str, str] = os.environ, **keywords: Any
+    configuration: Configuration, environment: Mapping[str, str] = os.environ, **overrides: Any
 ) -> ExecutionConfig:
     """How one call of `execute` runs: its keywords, then ASYNCEXP_EXECUTION__*, then the configuration.
 
     Raises:
         InvalidConfigError: an unknown keyword or a value that does not fit; the message names the nearest.
     """
-    return _execution.execution(configuration, environment, **keywords)
+    return keywords.execution(configuration, environment, **overrides)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the YAML, for editors."""
-    from asyncexp.config.json_schema import json_schema as write
+    from asyncexp.config.editors import json_schema as write
 
     return write()

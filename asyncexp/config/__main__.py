@@ -2,6 +2,6 @@
 
 import sys
 
-from asyncexp.config.json_schema import text
+from asyncexp.config.editors import text
 
 sys.stdout.write(text())

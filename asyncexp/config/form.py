@@ -55,7 +55,7 @@ def _any_case(word: str) -> str:
 
 
 _TYPES = [*get_args(TypeName), "INTEGER", "DECIMAL", "REAL", "BOOL", "TIMESTAMP", "STR", "STRING"]
-_TYPE_SCHEMA = {
+TYPE_SCHEMA = {
     "type": "string",
     "pattern": rf"^\s*({'|'.join(map(_any_case, _TYPES))})\s*(\(\s*[0-9]+\s*(,\s*[0-9]+\s*)?\))?\s*$",
     "description": "VARCHAR(n), INT, BIGINT, NUMERIC(p,s), DOUBLE, FLOAT, BOOLEAN, DATETIME, TEXT, LONGTEXT or JSON.",
@@ -78,7 +78,7 @@ _VALUES_SCHEMA = {
 
 Text = Annotated[str, BeforeValidator(text)]
 Name = Annotated[str, Field(min_length=1), BeforeValidator(text)]
-Type = Annotated[ColumnType, PlainValidator(_column_type), WithJsonSchema(_TYPE_SCHEMA)]
+Type = Annotated[ColumnType, PlainValidator(_column_type), WithJsonSchema(TYPE_SCHEMA)]
 Jobs = Annotated[Whole, AfterValidator(check_jobs)]
 
 

@@ -35,6 +35,7 @@ _LOGIN: dict[str, Loc] = {
     "password": ("CREDENTIALS", "Database", "password"),
 }
 _HEADER = re.compile(r"\s*\[(?P<name>[^]]+)\]\s*\Z")
+_ASSIGNMENT = re.compile(r"\s*[\w.]+\s*=")
 _OPTION = re.compile(r"\s*(?P<key>[^\s=:#;][^=:]*?)\s*[=:][^\S\n]*")
 _COMMA = re.compile(r",(?![^(]*\))")
 _RANGE = re.compile(r"\s*([-+]?\d+)\s*:\s*([-+]?\d+)\s*(?::\s*([-+]?\d+)\s*)?")
@@ -42,10 +43,10 @@ _WHOLE = re.compile(r"\s*(?:int|integer|bigint)\b", re.IGNORECASE)
 
 
 def is_ini(text: str) -> bool:
-    """Whether the first line that says something is a section's header."""
+    """Whether the first line that says something is a section's header, or `key = value` that lacks one."""
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith(("#", ";")):
-            return _HEADER.match(line) is not None
+            return bool(_HEADER.match(line) or _ASSIGNMENT.match(line))
     return False
 
 
@@ -98,14 +99,15 @@ class _Ini:
             raise problem.error()
 
     def _problem(self, error: configparser.Error) -> Problem:
-        if isinstance(error, configparser.ParsingError) and error.errors:
-            return self.problem_at_line(error.errors[0][0], "is neither `key = value` nor a [SECTION]")
-        line = getattr(error, "lineno", 1)
+        line = getattr(error, "lineno", None) or 1
+        if isinstance(error, configparser.MissingSectionHeaderError):
+            return self.problem_at_line(line, "there must be a [SECTION] before the first `key = value`")
         if isinstance(error, configparser.DuplicateOptionError):
             return self.problem_at_line(line, f"the key {error.option!r} stands here a second time")
         if isinstance(error, configparser.DuplicateSectionError):
             return self.problem_at_line(line, f"the section [{error.section}] stands here a second time")
-        return self.problem_at_line(line, "there must be a [SECTION] before the first `key = value`")
+        wrong = error.errors[0][0] if isinstance(error, configparser.ParsingError) else line
+        return self.problem_at_line(wrong, "is neither `key = value` nor a [SECTION]")
 
     def problem_at_line(self, line: int, text: str) -> Problem:
         return Problem(f"{self.file}:{line}:1", text)
@@ -203,6 +205,7 @@ class _Experiment:
     def document(self) -> Document:
         self._ini.check_sections(["PY_EXPERIMENTER", "CUSTOM", "CODECARBON", "EXECUTION"])
         self._options = self._ini.options("PY_EXPERIMENTER")
+        self._tree.mark(_TABLE, self._span(""))
         self._settings()
         self._keyfields()
         self._columns("resultfields", (*_TABLE, "resultfields"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from asyncexp.config.form import ConfigurationForm
+from asyncexp.config.form import TYPE_SCHEMA, ConfigurationForm
 
 _INTERPOLATION = {"type": "string", "pattern": r"\$\{"}
-_TYPED = ("integer", "number", "boolean", "null", "object", "array")
 
 
 def json_schema() -> dict[str, Any]:
@@ -16,6 +15,8 @@ def json_schema() -> dict[str, Any]:
     schema = ConfigurationForm.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "asyncexp experiment configuration"
+    keyfields = schema["$defs"]["TableForm"]["properties"]["keyfields"]
+    keyfields["additionalProperties"] = {"anyOf": [keyfields["additionalProperties"], TYPE_SCHEMA]}
     loosened: dict[str, Any] = _loosened(schema)
     return loosened
 
