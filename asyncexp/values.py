@@ -316,7 +316,7 @@ def _unlimited(value: object, _: _Lack) -> Decimal:
     as_read = float(number)
     if not isfinite(as_read) or (number and not as_read):
         raise OverflowError
-    return number or Decimal(0)
+    return Decimal(repr(as_read)) if as_read else Decimal(0)  # what is stored, so that the hash is of that
 
 
 def _rounded(digits: int, scale: int) -> _Convert:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from asyncexp.db.base import Row, Transaction
@@ -166,7 +167,8 @@ class _Renewal:
         values = {}
         for column, raw in zip(self._study.schema.keyfields, keys, strict=True):
             assert isinstance(column.type, ColumnType)
-            values[column.name] = decoder(column.type)(raw)
+            # A Decimal is exact, the float that users see of it is not.
+            values[column.name] = raw if isinstance(raw, Decimal) else decoder(column.type)(raw)
         try:
             return self._rows.one(values, f"row with ID {experiment_id}")
         except ParameterCombinationError as wrong:

@@ -16,6 +16,8 @@ from asyncexp.store.study import Study, unknown
 from asyncexp.values import ColumnType, encoder, key_hash, key_part
 
 CACHED_VALUES = 100_000
+PLAIN = (int, str, float, bool, type(None))
+"""Types of which equal values are the same value."""
 NOTHING = Filled()
 
 
@@ -93,11 +95,10 @@ class Rows:
         return self._cell(self._names.index(name), value, where)
 
     def _cell(self, position: int, value: Any, where: str) -> _Cell:
-        cache = self._caches[position]
-        try:
-            cached = cache.get((type(value), value))
-        except TypeError:
+        if type(value) not in PLAIN:  # 1 == Decimal("1.0") == Decimal("1.00"), and (1,) == (True,)
             return self._new_cell(position, value, where)
+        cache = self._caches[position]
+        cached = cache.get((type(value), value))
         if cached is None:
             cached = self._new_cell(position, value, where)
             if len(cache) < CACHED_VALUES:
