@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from itertools import product as cartesian
-from math import ceil, isfinite
+from math import ceil, isfinite, lcm
 from typing import Any
 
 from asyncexp.errors import InvalidValuesInConfiguration, ParameterCombinationError
@@ -14,7 +14,6 @@ from asyncexp.errors import InvalidValuesInConfiguration, ParameterCombinationEr
 MAX_RANGE = 10_000_000
 """Longer ranges are taken for a slip: a table of that many rows per keyfield is never meant."""
 
-Number = int | float | Decimal
 Values = Iterable[Any] | Mapping[str, Any]
 
 
@@ -88,13 +87,13 @@ def _check_disjoint(index: int, combination: Mapping[str, Any], pools: Mapping[s
 # --------------------------------------------------------------------------------------------- ranges
 
 
-class Range(Sequence[Any]):
-    """`start`, `start + step`, … up to but without `stop`; each value is computed when asked for."""
+class Fractions(Sequence[float]):
+    """`start`, `start + step`, …: `length` floats, each computed when asked for, and rounded once."""
 
-    def __init__(self, start: Number, stop: Number, step: Number = 1) -> None:
-        self._start, self._step = _exact("start", start), _exact("step", step)
-        self._whole = isinstance(start, int) and isinstance(step, int)
-        self._length = _length(self._start, _exact("stop", stop), self._step)
+    def __init__(self, start: Fraction, step: Fraction, length: int) -> None:
+        self._below = lcm(start.denominator, step.denominator)
+        self._start, self._step = int(start * self._below), int(step * self._below)
+        self._length = length
 
     def __len__(self) -> int:
         return self._length
@@ -104,17 +103,21 @@ class Range(Sequence[Any]):
             return tuple(self[i] for i in range(*index.indices(self._length)))
         if not -self._length <= index < self._length:
             raise IndexError(index)
-        value = self._start + index % self._length * self._step
-        return int(value) if self._whole else float(value)
+        return (self._start + index % self._length * self._step) / self._below
 
 
-def _range(words: Mapping[str, Any]) -> Range:
+def _range(words: Mapping[str, Any]) -> Sequence[Any]:
     missing = [name for name in ("start", "stop") if name not in words]
     unknown = [name for name in words if name not in ("start", "stop", "step")]
     if missing or unknown:
         wrong = f"lacks {missing[0]!r}" if missing else f"does not know {unknown[0]!r}"
         raise InvalidValuesInConfiguration(f"a range is {{start, stop, step}}; this one {wrong}")
-    return Range(**words)
+    start, step = words["start"], words.get("step", 1)
+    first, by = _exact("start", start), _exact("step", step)
+    length = _length(first, _exact("stop", words["stop"]), by)
+    if isinstance(start, int) and isinstance(step, int):
+        return range(start, start + length * step, step)
+    return Fractions(first, by, length)
 
 
 def _exact(name: str, number: Any) -> Fraction:

@@ -48,9 +48,10 @@ def test_a_range_is_lazy_and_a_sequence() -> None:
     values = expand({"start": 0, "stop": MAX_RANGE})
     assert len(values) == MAX_RANGE
     assert values[-1] == MAX_RANGE - 1
-    assert values[2:8:3] == (2, 5)
+    fractions = expand({"start": 0.5, "stop": MAX_RANGE})
+    assert (fractions[-1], fractions[2:8:3]) == (MAX_RANGE - 0.5, (2.5, 5.5))
     with pytest.raises(IndexError):
-        values[MAX_RANGE]
+        fractions[MAX_RANGE]
 
 
 @pytest.mark.parametrize(
