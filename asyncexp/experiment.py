@@ -67,7 +67,7 @@ class Summary:
     running: int = 0
     """Experiments under way (0 at the end)."""
     left: int | None = None
-    """Rows still open when last counted; None while unknown."""
+    """Rows still open, those under way included; None while unknown."""
     seconds: float = 0.0
     stopped_by: StoppedBy | None = None
     errors: tuple[str, ...] = field(default=(), repr=False)

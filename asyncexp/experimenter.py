@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 from asyncexp import config, logs, provenance
 from asyncexp.db import connect
 from asyncexp.errors import (
+    DatabaseCreationError,
     DatabaseError,
     InvalidConfigError,
     MissingLogTableError,
@@ -163,7 +164,14 @@ class Experimenter:
     # --------------------------------------------------------------------------------- open and close
 
     async def __aenter__(self) -> Self:
-        await self._session(tables=False)
+        try:
+            await self._session(tables=False)
+        except DatabaseCreationError:
+            # Without the database `create_table(create_database=True)` can still be called; all else will say so.
+            return self
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -442,7 +450,7 @@ class Experimenter:
     ) -> Run:
         made = _pool(function, pool or settings.pool)
         await session.start_worker(settings.heartbeat_interval, settings.lease)
-        left = await _left(session.study, wanted) if progress is not False else None
+        left = await _left(session.study, wanted, options.max_experiments) if progress is not False else None
         with reporter(progress) as report:
             run = Run(
                 session,
@@ -609,11 +617,13 @@ async def _now(study: Study) -> Any:
     return now
 
 
-async def _left(study: Study, wanted: Wanted) -> int:
+async def _left(study: Study, wanted: Wanted, most: int) -> int:
+    """How many rows a run has before it, if nobody else takes any."""
     if wanted.add is not None:
         return 1
     chosen = life.selection(study, [wanted.status], wanted.where, wanted.ids)
-    return sum((await read.counts(study, chosen)).values())
+    open_rows = sum((await read.counts(study, chosen)).values())
+    return open_rows if most < 0 else min(most, open_rows)
 
 
 async def _must_be_paused(study: Study, experiment_id: int) -> None:

@@ -55,6 +55,9 @@ class Session:
         self._starting = asyncio.Lock()
         self.loop = asyncio.get_running_loop()
         self._end_service: weakref.finalize[..., Session] | None = None
+        self._connections = [self._database]
+        # Whoever forgets to close: what the drivers would do with a closed loop is no way to end.
+        self._drop = weakref.finalize(self, _abandon, self._connections)
 
     # --------------------------------------------------------------------------------------- opening
 
@@ -115,6 +118,7 @@ class Session:
             return self.study
         if self._reader is None:
             self._reader = self.study.sibling(self._connect())
+            self._connections.append(self._reader.db)
         return self._reader
 
     # ---------------------------------------------------------------------------------------- worker
@@ -224,9 +228,9 @@ class Session:
             await self._service.closed()
         if self._end_service is not None:
             self._end_service.detach()
-        if self._reader is not None:
-            await self._reader.db.close()
-        await self._database.close()
+        self._drop.detach()
+        for database in self._connections:
+            await database.close()
 
     def discard(self) -> None:
         """Drops everything without a loop: its own was closed."""
@@ -237,8 +241,12 @@ class Session:
 
     def abandon(self) -> None:
         """Drops the connections without a byte sent: after a fork."""
-        for database in (self._database, *([self._reader.db] if self._reader else [])):
-            database.abandon()
+        self._drop()
+
+
+def _abandon(connections: list[Database]) -> None:
+    for database in connections:
+        database.abandon()
 
 
 def _end(service: Service) -> None:

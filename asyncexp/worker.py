@@ -12,6 +12,7 @@ import copy
 import logging
 import os
 import random
+import reprlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ RETRY_SLACK_SECONDS = 0.02
 SHOWN_ERRORS = 20
 LAST_FLUSH_SECONDS = 5.0
 """At least so long a run told to stop waits for a database that is away."""
+_RETURNED = reprlib.Repr()
+_RETURNED.maxother = _RETURNED.maxstring = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +312,7 @@ class Run:
         args = (dict(experiment.keyfields), given, copy.deepcopy(self._host.custom) if self._host.custom else {})
         self._set_limits(live)
         live.handle = self._pool.start(self._function, args, partial(self._function_ended, live))
+        self._tell()
 
     def _set_limits(self, live: Live) -> None:
         if (seconds := self.options.timeout) is not None:
@@ -382,8 +386,11 @@ class Run:
                 return self._error(text, asyncio.CancelledError)
 
     def _returned(self, value: Any) -> End:
-        match value:
-            case None | ExperimentStatus.DONE:
+        if value is None:
+            return End("done")
+        # A status by its class: an array compares to neither true nor false.
+        match value if isinstance(value, ExperimentStatus) else None:
+            case ExperimentStatus.DONE:
                 return End("done")
             case ExperimentStatus.PAUSED:
                 return End("paused")
@@ -391,7 +398,7 @@ class Run:
                 return End("error")
             case ExperimentStatus.CREATED:
                 return End("created", delay_seconds=None if self.stopped_by else self.options.lease)
-        shown = repr(value)[:200]
+        shown = _RETURNED.repr(value)
         allowed = "it may return None or an ExperimentStatus: DONE, ERROR, PAUSED or CREATED"
         text = f"The experiment function returned {shown} ({type(value).__name__}); {allowed}."
         return End("error", error=clean(text))
@@ -477,8 +484,11 @@ class Run:
         self._counts[outcome] += 1
         if outcome not in ("retried", "lost"):
             self._host.ended(outcome)
-        if self._left is not None and outcome != "retried":
+        if self._left is not None and outcome not in ("retried", "released"):
             self._left = max(0, self._left - 1)
+        self._tell()
+
+    def _tell(self) -> None:
         if self._report is not None:
             self._report(self.summary())
 
@@ -516,6 +526,7 @@ class Run:
         if limit:
             self.hurries = True
             self._later(self.options.grace, self._force)
+        self._tell()
         self._wake()
 
     def stop_now(self, by: StoppedBy) -> None:
