@@ -1,0 +1,398 @@
+"""What a result processor promises: results, log lines, signs of life, from `async def` and from `def`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import time
+from typing import Any
+
+import pytest
+
+from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, SyncResultProcessor
+from asyncexp.db.base import Target
+from asyncexp.errors import ExperimentLostError, InvalidLogFieldError, InvalidResultFieldError
+from asyncexp.experiment import ExperimentId
+from tests.contract import sql
+from tests.contract.conftest import Make
+from tests.contract.support import eventually
+
+ROW = {"number": 1, "kind": "a"}
+TWO_TABLES = {"steps": {"step": "INT", "note": "TEXT"}, "losses": {"loss": "DOUBLE"}}
+
+
+async def _one_row(make: Make, **study: Any) -> Experimenter:
+    experimenter = make(**study)
+    await experimenter.fill_table_with_rows([ROW])
+    return experimenter
+
+
+async def _row(target: Target, *columns: str) -> Any:
+    names = ", ".join(f'"{name}"' for name in columns)
+    [row] = await sql.fetch(target, f'SELECT {names} FROM "experiments"')
+    return row if len(row) > 1 else row[0]
+
+
+async def _lines(target: Target, table: str = "steps") -> int:
+    [(count,)] = await sql.fetch(target, f'SELECT COUNT(*) FROM "experiments__{table}"')
+    return int(count)
+
+
+async def _any_line(target: Target) -> bool:
+    return await _lines(target) > 0
+
+
+# ------------------------------------------------------------------------------------------- results
+
+
+async def test_results_are_committed_when_the_call_returns(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    seen: list[Any] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_results({"result": 1.5})
+        seen.append(await _row(target, "result", "status"))
+        await results.process_results({"text": "later"})
+        seen.append(await _row(target, "result", "text"))
+
+    assert (await experimenter.execute(run)).done == 1
+    assert seen == [(1.5, "running"), (1.5, "later")]
+
+
+async def test_the_last_write_of_a_field_wins_and_none_writes_null(make: Make) -> None:
+    experimenter = await _one_row(make)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        async with asyncio.TaskGroup() as group:
+            for value in (1.0, 2.0, 3.0):
+                group.create_task(results.process_results({"result": value, "text": "x"}))
+        await results.process_results({"text": None})
+
+    await experimenter.execute(run)
+    table = await experimenter.get_table()
+    assert list(table["result"]) == [3.0]
+    assert table["text"].isna().all()
+
+
+async def test_an_unknown_field_names_the_nearest_and_nothing_of_the_call_is_written(make: Make) -> None:
+    experimenter = await _one_row(make)
+    told: list[str] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        with pytest.raises(InvalidResultFieldError) as raised:
+            await results.process_results({"text": "half", "resultt": 1.0})
+        told.append(str(raised.value))
+
+    assert (await experimenter.execute(run)).done == 1
+    assert "'resultt'" in told[0]
+    assert "did you mean 'result'" in told[0]
+    assert (await experimenter.get_table())["text"].isna().all()
+
+
+async def test_a_keyfield_or_bookkeeping_is_no_resultfield(make: Make) -> None:
+    experimenter = await _one_row(make)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        for name in ("kind", "status", "_attempt", "error"):
+            with pytest.raises(InvalidResultFieldError, match=name):
+                await results.process_results({name: "done"})
+
+    assert (await experimenter.execute(run)).done == 1
+
+
+async def test_a_value_that_does_not_fit_names_its_field(make: Make) -> None:
+    experimenter = await _one_row(make)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_results({"text": "half", "result": "no number"})
+
+    assert (await experimenter.execute(run)).error == 1
+    [row] = (await experimenter.get_table()).to_dict("records")
+    assert "resultfield 'result': 'no number'" in row["error"]
+    assert row["text"] is None or row["text"] != row["text"]  # None, or NaN from pandas 3 on
+
+
+async def test_each_result_has_the_time_when_it_was_written(make: Make) -> None:
+    experimenter = await _one_row(make, result_timestamps=True)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_results({"result": 1.0})
+
+    await experimenter.execute(run)
+    [row] = (await experimenter.get_table()).to_dict("records")
+    assert row["start_date"] <= row["result_timestamp"] <= row["end_date"]
+    assert str(row["text_timestamp"]) == "NaT"
+
+
+async def test_what_the_caller_gives_is_never_changed_nor_kept(make: Make) -> None:
+    experimenter = await _one_row(make, resultfields={"data": "JSON"}, logtables={"steps": {"data": "JSON"}})
+    given: list[tuple[Any, Any]] = []
+
+    async def run(keyfields: dict[str, Any], results: ResultProcessor, __: Any) -> None:
+        result = {"data": {"b": [1, {"c": 2}], "a": None}}
+        lines: dict[str, Any] = {"steps": [{"data": [1, 2]}, {}]}
+        given.extend((each, copy.deepcopy(each)) for each in (result, lines))
+        await results.process_results(result)
+        await results.process_logs(lines)
+        keyfields["number"] = 99
+        assert [now for now, _ in given] == [before for _, before in given]
+        lines["steps"][0]["data"].append(3)  # it is written later, and as it was
+        result["data"].clear()
+
+    assert (await experimenter.execute(run)).done == 1
+    table = await experimenter.get_table()
+    assert list(table["data"]) == [{"b": [1, {"c": 2}], "a": None}]
+    assert list(table["number"]) == [1]
+    assert (await experimenter.get_logtable("steps"))["data"][0] == [1, 2]
+
+
+# ---------------------------------------------------------------------------------------------- logs
+
+
+async def test_lines_keep_their_order_over_calls_and_tables(make: Make) -> None:
+    experimenter = await _one_row(make, logtables=TWO_TABLES)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        for start in range(0, 300, 3):
+            lines: list[dict[str, Any]] = [{"step": start}, {"note": "n", "step": start + 1}, {"step": start + 2}]
+            await results.process_logs({"steps": lines, "losses": {"loss": start / 2}})
+
+    await experimenter.execute(run)
+    steps = await experimenter.get_logtable("steps")
+    assert list(steps["step"]) == list(range(300))
+    assert list(steps["note"].isna()) == [True, False, True] * 100
+    losses = await experimenter.get_logtable("losses")
+    assert list(losses["loss"]) == [n / 2 for n in range(0, 300, 3)]
+    assert set(losses["experiment_id"]) == {1}
+    assert set(losses["_attempt"]) == {1}
+
+
+async def test_rows_may_come_from_a_generator(make: Make) -> None:
+    experimenter = await _one_row(make)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_logs({"steps": ({"step": n} for n in range(3))})
+
+    await experimenter.execute(run)
+    assert list((await experimenter.get_logtable("steps"))["step"]) == [0, 1, 2]
+
+
+async def test_lines_are_written_while_the_function_still_runs(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    waited: list[float] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_logs({"steps": {"step": 1}})
+        begin = time.monotonic()
+        await eventually(lambda: _any_line(target))
+        waited.append(time.monotonic() - begin)
+        assert await _row(target, "status") == "running"
+
+    assert (await experimenter.execute(run)).done == 1
+    assert waited[0] < 2.0  # 0.2 s, and what a busy machine and another connection add
+
+
+async def test_no_row_is_done_before_its_lines_are_there(make: Make, target: Target) -> None:
+    experimenter = make(n_jobs=20)
+    await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(200)])
+    early = (
+        'SELECT "ID" FROM "experiments" WHERE "status" = \'done\' AND 20 <> '
+        '(SELECT COUNT(*) FROM "experiments__steps" WHERE "experiment_id" = "experiments"."ID")'
+    )
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        for step in range(20):
+            await results.process_logs({"steps": {"step": step}})
+
+    running = asyncio.create_task(experimenter.execute(run))
+    looks = 0
+    while not running.done():
+        assert await sql.fetch(target, early) == []
+        looks += 1
+    assert (await running).done == 200
+    assert looks > 1
+    assert await sql.fetch(target, early) == []
+
+
+async def test_who_logs_faster_than_the_database_writes_has_to_wait(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    lines = [{"step": step} for step in range(20_000)]
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        async with sql.locked(target, 1):
+            await results.process_logs({"steps": lines})
+            more = asyncio.ensure_future(results.process_logs({"steps": {"step": 20_000}}))
+            await asyncio.wait([more], timeout=0.3)
+            assert not more.done()
+        await more
+
+    assert (await experimenter.execute(run)).done == 1
+    assert await _lines(target) == 20_001
+
+
+@pytest.mark.parametrize(
+    ("logs", "words"),
+    [
+        ({"stepps": {"step": 1}}, "no log table 'stepps'; did you mean 'steps'"),
+        ({"steps": {"stepp": 1}}, "log table 'steps' has no column 'stepp'; did you mean 'step'"),
+        ({"steps": [{"step": 1}, {"step": "one"}]}, "log table 'steps', column 'step': 'one'"),
+    ],
+)
+async def test_a_bad_line_raises_at_once_and_nothing_of_the_call_is_written(
+    make: Make, target: Target, logs: Any, words: str
+) -> None:
+    experimenter = await _one_row(make)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        with pytest.raises(InvalidLogFieldError, match=words):
+            await results.process_logs({"steps": {"step": 0}} | logs)
+
+    assert (await experimenter.execute(run)).done == 1
+    assert await _lines(target) == 0
+
+
+# --------------------------------------------------------------------------------- heartbeat and flush
+
+
+async def test_heartbeats_are_merged_to_one_write_a_second(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    seen: set[float | None] = set()
+    lasted: list[float] = []
+
+    async def look() -> None:
+        while not lasted:
+            seen.add(await _row(target, "_progress"))
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        begin = time.monotonic()
+        looking = asyncio.create_task(look())
+        for step in range(1, 251):
+            await results.heartbeat(step / 1000, f"step {step}")
+            await asyncio.sleep(0.01)
+        lasted.append(time.monotonic() - begin)
+        await looking
+
+    assert (await experimenter.execute(run)).done == 1
+    written = seen - {None}
+    assert 2 <= len(written) <= lasted[0] + 2
+    [row] = (await experimenter.get_table()).to_dict("records")
+    assert (row["_progress"], row["_message"]) == (0.25, "step 250")
+    assert row["start_date"] <= row["_heartbeat"] <= row["end_date"]
+
+
+async def test_progress_and_message_are_there_for_others_while_it_runs(make: Make) -> None:
+    experimenter = await _one_row(make)
+    shown: list[dict[Any, Any]] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.heartbeat(0.5, "half\0way \ud800")
+        await results.flush()
+        await results.heartbeat(message="on")
+        await results.flush()
+        shown.extend((await experimenter.get_table({"status": "running"})).to_dict("records"))
+
+    assert (await experimenter.execute(run)).done == 1
+    assert (shown[0]["_progress"], shown[0]["_message"]) == (0.5, "on")
+
+
+async def test_after_flush_everything_sent_is_committed(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    seen: list[Any] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_logs({"steps": [{"step": n} for n in range(5_000)]})
+        await results.heartbeat(0.9)
+        await results.flush()
+        seen.extend([await _lines(target), await _row(target, "_progress")])
+
+    assert (await experimenter.execute(run)).done == 1
+    assert seen == [5_000, 0.9]
+
+
+# ------------------------------------------------------------------------------------ `def` functions
+
+
+async def test_def_functions_have_the_same_by_plain_calls(make: Make, target: Target) -> None:
+    experimenter = make()
+    await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(6)])
+    seen: list[Any] = []
+
+    def run(keyfields: dict[str, Any], results: SyncResultProcessor, __: Any) -> None:
+        number = keyfields["number"]
+        results.process_results({"result": number, "text": "x"})
+        results.process_logs({"steps": [{"step": number}, {"step": -number}]})
+        results.heartbeat(0.5, "half")
+        results.flush()
+        text = 'SELECT "result", "_message", "status" FROM "experiments" WHERE "ID" = :id'
+        seen.extend(asyncio.run(sql.fetch(target, text, id=int(results.experiment_id))))
+        with pytest.raises(InvalidResultFieldError, match="did you mean 'result'"):
+            results.process_results({"resul": 1})
+        with pytest.raises(InvalidLogFieldError, match="did you mean 'note'"):
+            results.process_logs({"steps": {"notes": 1}})
+        assert results.attempt == results.experiment_id.attempt == 1
+        assert not results.should_stop
+
+    assert (await experimenter.execute(run)).done == 6
+    assert sorted(seen) == [(float(n), "half", "running") for n in range(6)]
+    table = await experimenter.get_table()
+    assert list(table["result"]) == list(table["number"])
+    logs = await experimenter.get_logtable("steps")
+    assert len(logs) == 12
+    assert logs.groupby("experiment_id")["step"].sum().eq(0).all()
+
+
+# --------------------------------------------------------------------------- the attempt and its end
+
+
+async def test_the_experiment_id_is_an_int_that_carries_attempt_and_worker_through_a_pickle(make: Make) -> None:
+    experimenter = await _one_row(make)
+    found: list[Any] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> ExperimentStatus | None:
+        found.append((results.attempt, pickle.loads(pickle.dumps(results.experiment_id))))  # noqa: S301
+        return ExperimentStatus.PAUSED if results.attempt == 1 else None
+
+    await experimenter.execute(run)
+    await experimenter.unpause_experiment(1, run)
+    (first, one), (second, two) = found
+    assert (first, second, one.attempt, two.attempt) == (1, 2, 1, 2)
+    assert one == two == 1
+    assert isinstance(one, ExperimentId)
+    [worker] = await experimenter.workers()
+    assert one.worker == two.worker == worker.id
+
+
+async def test_should_stop_turns_true_when_the_worker_is_told_to_stop(make: Make) -> None:
+    experimenter = await _one_row(make)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> ExperimentStatus:
+        assert not results.should_stop
+        await experimenter.stop()
+        await eventually(lambda: results.should_stop)
+        await results.process_results({"result": 7.0})
+        return ExperimentStatus.CREATED
+
+    summary = await experimenter.execute(run)
+    assert (summary.released, summary.stopped_by) == (1, "stop")
+    table = await experimenter.get_table()
+    assert list(table["status"]) == ["created"]
+    assert list(table["result"]) == [7.0]
+
+
+async def test_nothing_is_accepted_after_the_end(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    kept: list[ResultProcessor] = []
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        kept.append(results)
+
+    await experimenter.execute(run)
+    with pytest.raises(ExperimentLostError):
+        await kept[0].process_results({"result": 1.0})
+    with pytest.raises(ExperimentLostError):
+        await kept[0].process_logs({"steps": {"step": 1}})
+    with pytest.raises(ExperimentLostError):
+        await kept[0].heartbeat()
+    assert await _row(target, "result", "status") == (None, "done")
+    assert await _lines(target) == 0
