@@ -477,7 +477,7 @@ class Experimenter:
         """The keywords of a call over the environment over the configuration, checked."""
         settings = config.execution(self._configuration, **execution)
         options = Options(
-            n_jobs=_jobs(self._configuration.n_jobs if n_jobs is None else n_jobs),
+            n_jobs=_jobs(self._configuration, n_jobs),
             max_experiments=max_experiments,
             random_order=random_order,
             retries=settings.retries,
@@ -641,12 +641,10 @@ def _pool(function: ExperimentFunction, pool: str | None) -> Pool:
     return TaskPool() if is_async(function) else ThreadPool()
 
 
-def _jobs(n_jobs: int) -> int:
-    if n_jobs == -1:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
+def _jobs(configuration: Configuration, n_jobs: int | None) -> int:
+    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < -1 or not n_jobs):
         raise InvalidConfigError(f"n_jobs={n_jobs!r}: a number of experiments at once, or -1 for the usable cores")
-    return n_jobs
+    return configuration.slots(n_jobs)
 
 
 def _check_choice(name: str, value: object, known: Sequence[str]) -> None:

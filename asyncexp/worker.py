@@ -25,7 +25,7 @@ from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
 from asyncexp.pools.base import Cancelled, Handle, Pool, Raised, Result, Returned
 from asyncexp.results import ResultProcessor, SyncResultProcessor, clean
 from asyncexp.store.claim import Wanted
-from asyncexp.store.flush import End, Ended, Key
+from asyncexp.store.flush import DONE, End, Ended, Key
 from asyncexp.store.study import Study
 from asyncexp.store.workers import Request
 from asyncexp.writer import Claimed, Writer
@@ -391,7 +391,7 @@ class Run:
         # A status by its class: an array compares to neither true nor false.
         match value if isinstance(value, ExperimentStatus) else None:
             case ExperimentStatus.DONE:
-                return End("done")
+                return DONE
             case ExperimentStatus.PAUSED:
                 return End("paused")
             case ExperimentStatus.ERROR:

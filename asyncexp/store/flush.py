@@ -43,6 +43,10 @@ class Ended:
     delay_seconds: float = 0.0
 
 
+DONE = End("done")
+IS_DONE = Ended("done")
+
+
 @dataclass(slots=True)
 class Unit:
     """All that one flush writes for one attempt."""
@@ -200,6 +204,8 @@ async def _end(study: Study, tx: Transaction, worker: Worker, units: Sequence[Un
 
 
 def _resolve(end: End, tries: int) -> Ended:
+    if end is DONE:
+        return IS_DONE
     if end.outcome == "error" and tries < end.retries:
         return Ended("retried", min(MAX_RETRY_DELAY_SECONDS, end.retry_delay_seconds * 2**tries))
     return Ended(end.outcome, end.delay_seconds or 0.0)
