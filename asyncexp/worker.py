@@ -14,7 +14,7 @@ import os
 import random
 import reprlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -269,11 +269,28 @@ class Run:
         rows = claim.result()
         if rows is None:
             return
+        if self.stopped_by is not None:
+            self._give_back(rows)
+            return
         idle = not self._live and not self._storing
         for row in rows:
             self._start(row)
         if len(rows) < self._asked:
             self._run_dry(idle and not rows)
+
+    def _give_back(self, rows: Iterable[Experiment]) -> None:
+        """Rows that came when no more were wanted."""
+        for row in rows:
+            self._storing += 1
+            back = self._host.writer.end((int(row.id), row.id.attempt), End("released"))
+            back.add_done_callback(self._given_back)
+
+    def _given_back(self, back: asyncio.Future[Ended | None]) -> None:
+        self._storing -= 1
+        self._wake()
+        failure = back.exception()
+        if failure is not None and not isinstance(failure, ExperimentLostError):
+            self.fail(failure)
 
     def _run_dry(self, empty: bool) -> None:
         """Nothing more to take for now: the next look is a poll interval away, or when something happens."""
@@ -489,8 +506,13 @@ class Run:
         self._tell()
 
     def _tell(self) -> None:
-        if self._report is not None:
+        if self._report is None:
+            return
+        try:
             self._report(self.summary())
+        except Exception as failure:  # noqa: BLE001  (raised by `go` when every row is back)
+            self._report = None
+            self.fail(failure)
 
     def _look_for_likeness(self, alike: str | None) -> None:
         most = self.options.max_errors
@@ -521,8 +543,7 @@ class Run:
             return
         self.stopped_by = by
         if self._claiming is not None:
-            self._claiming.cancel()
-            self._claiming = None
+            self._host.writer.withdraw(self._claiming)
         if limit:
             self.hurries = True
             self._later(self.options.grace, self._force)

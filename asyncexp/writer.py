@@ -89,6 +89,8 @@ class Writer:
         self._tell_away = away
         self._longest_wait = longest_wait_seconds
         self._queue: deque[Call | Claim] = deque()
+        self._held_claims: list[Claim] = []
+        """Claims of a flush that waits for the database to come back."""
         self._checks: deque[asyncio.Future[list[int]]] = deque()
         self._bad: dict[Key, DatabaseQueryError] = {}
         self._held_logs = 0
@@ -140,6 +142,18 @@ class Writer:
         self._queue.append(claim)
         self._wake.set()
         return claim.taken
+
+    def withdraw(self, taken: asyncio.Future[Claimed]) -> None:
+        """Takes a claim back that has not been sent, or that waits for the database; it is answered with None.
+
+        One under way is answered as it turns out: only its answer tells which rows it took.
+        """
+        for claims in (self._queue, self._held_claims):
+            for claim in claims:
+                if isinstance(claim, Claim) and claim.taken is taken:
+                    claims.remove(claim)
+                    taken.set_result(None)
+                    return
 
     def release_strangers(self) -> asyncio.Future[list[int]]:
         """Gives back rows that run in this worker's name and that it does not know; their IDs.
@@ -251,7 +265,7 @@ class Writer:
                 size += first.size
         return calls, claims
 
-    async def _store(self, calls: Sequence[Call], claims: Sequence[Claim]) -> None:
+    async def _store(self, calls: Sequence[Call], claims: list[Claim]) -> None:
         units = self._merge(calls)
         try:
             flushed = await self._flush(units, claims)
@@ -265,7 +279,7 @@ class Writer:
         else:
             self._tell(calls, claims, flushed)
 
-    async def _halve(self, calls: Sequence[Call], claims: Sequence[Claim], refused: DatabaseQueryError) -> None:
+    async def _halve(self, calls: Sequence[Call], claims: list[Claim], refused: DatabaseQueryError) -> None:
         """Finds the one call that the database does not take; all others are written."""
         if len(calls) + bool(claims) <= 1:
             self._fail(calls, claims, refused)
@@ -296,10 +310,10 @@ class Writer:
 
     # ------------------------------------------------------------------------------------- flushing
 
-    async def _flush(self, units: Sequence[Unit], claims: Sequence[Claim]) -> Flushed:
-        wanted = [claim.wanted for claim in claims]
+    async def _flush(self, units: Sequence[Unit], claims: list[Claim]) -> Flushed:
         waits = 0
         while True:
+            wanted = [claim.wanted for claim in claims]
             self._number += 1
             number = self._number
             work = partial(flush, self._study, worker=self._worker, units=units, claims=wanted, number=number)
@@ -312,7 +326,9 @@ class Writer:
             else:
                 self._is_back()
                 return flushed
+            self._held_claims = claims
             await self._back_off(waits)
+            self._held_claims = []
             waits += 1
 
     async def _look_up(
