@@ -124,6 +124,7 @@ def _nothing_left(_own_temporary_folder: None) -> Iterator[None]:
     }
     before = {what: look() for what, look in looks.items()}
     yield
+    gc.collect()  # so that what was never closed complains in the test that forgot it
     for what, look in looks.items():
         left = _soon_empty(partial(_added, look, before[what]))
         assert not left, f"{what} left by the test: {sorted(map(str, left))}"

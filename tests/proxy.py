@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from asyncexp.db.base import Target
@@ -37,7 +38,7 @@ class Proxy:
         return replace(self._behind, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -48,6 +49,7 @@ class Proxy:
             handler.cancel()
         await asyncio.gather(*self._handlers, return_exceptions=True)
         await self._server.wait_closed()
+        await asyncio.sleep(0)  # in which aborted transports close their sockets
 
     # ---------------------------------------------------------------------------------- switches
 
@@ -79,17 +81,17 @@ class Proxy:
 
     # --------------------------------------------------------------------------------- forwarding
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._handlers.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """No coroutine: the connection is known from its first moment, whenever the proxy ends."""
         self._writers.add(writer)
-        try:
-            await self._pair(reader, writer)
-        finally:
-            writer.transport.abort()
-            self._writers.discard(writer)
-            self._handlers.discard(task)
+        handler = asyncio.create_task(self._pair(reader, writer))
+        self._handlers.add(handler)
+        handler.add_done_callback(partial(self._ended, writer))
+
+    def _ended(self, writer: asyncio.StreamWriter, handler: asyncio.Task[None]) -> None:
+        writer.transport.abort()
+        self._writers.discard(writer)
+        self._handlers.discard(handler)
 
     async def _pair(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

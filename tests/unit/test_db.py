@@ -10,6 +10,9 @@ import random
 import re
 import socket
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -370,10 +373,11 @@ async def test_a_stalled_server_is_an_outage(target: Target) -> None:
 @servers_only
 async def test_a_swallowed_answer_to_an_autocommitted_write_is_unknown(target: Target) -> None:
     async with opened(target), Proxy(target) as proxy, also(proxy.target) as database:
-        await database.open()
+        delete = sql(database, 'DELETE FROM "pairs"')
+        await database.execute(delete, limit_seconds=0.4)
         proxy.swallow()
         with pytest.raises(Outage) as caught:
-            await database.execute(sql(database, 'DELETE FROM "pairs"'), limit_seconds=30)
+            await database.execute(delete, limit_seconds=0.4)
         assert caught.value.unknown
 
 
@@ -745,14 +749,40 @@ async def test_a_database_that_may_not_be_made(target: Target, server: Server) -
 
 
 @servers_only
-async def test_a_server_without_tls_is_refused_by_verify_full_and_taken_by_prefer(target: Target) -> None:
-    if target.provider == "postgresql":
-        message = await complaint(replace(target, tls="verify-full"), DatabaseConnectionError)
-    else:
-        message = await complaint(replace(target, tls="verify-full"), DatabaseConnectionError)
+async def test_a_server_without_tls_is_refused_by_verify_full_and_taken_by_prefer(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "on_this_machine", lambda _: False)
+    message = await complaint(replace(target, tls="verify-full"), DatabaseConnectionError)
     assert "TLS" in message or "SSL" in message
     async with also(replace(target, tls="prefer")) as database:
         assert await database.fetch("SELECT 1") == [(1,)]
+
+
+@servers_only
+async def test_tls(target: Target, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mysql, "on_this_machine", lambda _: False)
+    secret = {
+        "postgresql": "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
+        "mysql": "SELECT variable_value <> '' FROM information_schema.session_status "
+        "WHERE variable_name = 'SSL_CIPHER'",
+    }[target.provider]
+    certificate = server.speak_tls()
+    try:
+        trusting = replace(target, tls_ca=str(certificate))
+        for there, wanted in (
+            (replace(trusting, tls="disable"), False),
+            (replace(trusting, tls="prefer"), True),
+            (replace(trusting, tls="verify-full"), True),
+        ):
+            async with also(there) as database:
+                assert await database.fetch(secret) == [(wanted,)]
+        message = await complaint(replace(target, tls="verify-full"), DatabaseConnectionError)
+        assert re.search("TLS failed.*check `tls`", message)
+        message = await complaint(replace(target, tls="verify-full", tls_ca="/not/there.pem"), DatabaseConnectionError)
+        assert "/not/there.pem" in message
+    finally:
+        server.speak_plainly()
 
 
 @servers_only
@@ -790,17 +820,15 @@ async def test_sqlite_on_something_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_sqlite_that_may_only_be_read(tmp_path: Path, what: str) -> None:
+def test_sqlite_that_may_only_be_read(what: str) -> None:
     """In a child, because root may write everywhere."""
-    path = tmp_path / "place" / "x.db"
-    path.parent.mkdir()
-    sqlite3.connect(path).close()
-    path.touch()
-    path.chmod(0o444)
-    path.parent.chmod(0o777 if what == "file" else 0o555)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    message = _in_child(lambda: _as_nobody(path))
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        path = Path(place) / "x.db"
+        sqlite3.connect(path).close()
+        path.touch()
+        path.chmod(0o444)
+        path.parent.chmod(0o777 if what == "file" else 0o555)
+        message = _in_child(lambda: _as_nobody(path))
     assert "cannot be" in message
     assert str(path) in message
 
@@ -974,8 +1002,5 @@ def test_sqlite_does_not_keep_the_interpreter_from_exiting(sqlite_target: Target
         f"database = connect(Target('sqlite', {sqlite_target.database!r}))\n"
         "asyncio.run(database.fetch('SELECT 1'))\n"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True)
     assert done.returncode == 0
