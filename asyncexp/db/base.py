@@ -84,7 +84,7 @@ class Dialect:
     bind_list: Callable[[Iterable[int]], Any]
     """Integers as the parameter that `member` expects; never empty."""
     text_equal: str
-    """SQL for "text {column} equals {value} to the byte", able to use an index."""
+    """SQL for "text {column} equals {value} to the byte", able to use an index; `{value}` may occur twice."""
     bind: Mapping[type, Callable[[Any], Any]] = field(default_factory=dict)
     """Python type of a canonical value (bool, Decimal, datetime) -> its form for the driver, if another."""
     lock: str | None = None
@@ -122,7 +122,11 @@ class Target:
 
 
 class Transaction(Protocol):
-    """A transaction under way. It ends with the function given to `Database.run`."""
+    """A transaction under way. It ends with the function given to `Database.run`.
+
+    Statements come rendered: parameters marked by position as `Dialect.placeholder` says and, where that
+    is `%s` and there are parameters, every other `%` doubled.
+    """
 
     async def fetch(self, sql: str, params: Params = ()) -> list[Row]:
         """All rows of a statement, in the driver's types."""
@@ -211,7 +215,8 @@ class Database(Protocol):
     async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
         """Calls `heard(payload)` on each NOTIFY; does nothing where the database has none.
 
-        Kept up across reconnections.
+        Kept up across reconnections, which come with the next call: what is sent between a break and
+        that call is not heard.
         """
         ...
 
