@@ -14,11 +14,11 @@ class ParameterCombinationError(PyExperimenterError):
     """A row has a missing, an unknown or an impossible keyfield; the message names the row and the field."""
 
 
-class NoExperimentsLeftException(PyExperimenterError):  # noqa: N818
+class NoExperimentsLeftException(PyExperimenterError):
     """There is no open experiment to run."""
 
 
-class NoPausedExperimentsException(PyExperimenterError):  # noqa: N818
+class NoPausedExperimentsException(PyExperimenterError):
     """The experiment to be continued is not paused; the message says what it is."""
 
 
@@ -85,7 +85,7 @@ class InvalidConfigError(ConfigError):
     """A key, a section or a value of the configuration is unknown or does not fit."""
 
 
-class InvalidValuesInConfiguration(ConfigError):  # noqa: N818
+class InvalidValuesInConfiguration(ConfigError):
     """The values of a keyfield are not a list, or not a range that makes sense."""
 
 
