@@ -6,8 +6,9 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import aiomysql
@@ -46,6 +47,8 @@ KILL_SECONDS = 5.0
 LOCK = "SELECT GET_LOCK("
 BIND_ROOM = 64 * 1024
 """Bytes of a packet left for the statement around a value."""
+MAX_DIGITS, MAX_SCALE = 65, 30
+"""What a DECIMAL may have, in all and behind the point."""
 
 DIALECT = Dialect(
     name="mysql",
@@ -113,6 +116,20 @@ DIALECT = Dialect(
 )
 
 
+def _bytes(value: bytes) -> str:
+    """As a hex literal: a statement goes out as UTF-8, which bytes as such are not."""
+    return f"x'{value.hex()}'"
+
+
+def _decimal(value: Decimal) -> str:
+    """As an exact literal if it can be one; of more digits the server would make 0, so those are a float's."""
+    behind, before = max(0, -int(value.as_tuple().exponent)), max(1, value.adjusted() + 1)
+    return f"{value:f}" if behind <= MAX_SCALE and behind + before <= MAX_DIGITS else f"{value:E}"
+
+
+_ESCAPES: Mapping[type, Callable[[Any], str]] = {bytes: _bytes, Decimal: _decimal}
+
+
 class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
     """A cursor that asks for no warnings and sends no packet that the server would cut the line for."""
 
@@ -122,8 +139,7 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
         """In strict mode what is left of them is chatter; each would cost a round trip."""
 
     def _escape_args(self, args: Any, connection: Any) -> Any:
-        """Bytes as hex literals: a statement goes out as UTF-8, which bytes as such are not."""
-        return tuple(f"x'{arg.hex()}'" if type(arg) is bytes else connection.escape(arg) for arg in args)
+        return tuple(escape(arg) if (escape := _ESCAPES.get(type(arg))) else connection.escape(arg) for arg in args)
 
     async def execute(self, query: str | bytes, args: Params | None = None) -> int:
         text = self.mogrify(query, args)
