@@ -1,0 +1,122 @@
+"""The benchmarks from the command line; see `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import filling, logs, machine, peers, places, plot, reading, report, startup, throughput
+from benchmarks.places import PROVIDERS, Place
+from benchmarks.rounds import Line
+
+RESULTS = Path(__file__).with_name("results")
+PAPER = 150
+"""Columns of the table where there is no terminal."""
+NAMES = ("S1", "S2", "S3", "S5", "S6", "S8", "S11", "S13")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how much of it."""
+
+    names: frozenset[str]
+    size: throughput.Size
+    fill: int
+    fill_on: Sequence[str]
+    log_lines: int
+    table: int
+    peer_rows: int
+    python: Path | None = None
+    """The interpreter of the peer; None: without peers."""
+
+    @property
+    def rounds(self) -> int:
+        return self.size.rounds
+
+
+def measured(plan: Plan, ready: Sequence[Place]) -> Iterator[Line]:
+    """One line after the other, as they are taken."""
+    for place in ready:
+        yield from _of_place(plan, place)
+    if "S11" in plan.names:
+        yield from startup.measured(plan.rounds)
+    if "S13" in plan.names:
+        yield reading.measured(plan.table, plan.rounds)
+    if "S2" in plan.names and plan.python is not None:
+        yield peers.measured(plan.python, plan.peer_rows, plan.size)
+
+
+def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
+    for at_once in throughput.AT_ONCE:
+        if ("S3" if at_once == 1 else "S1") in plan.names:
+            yield throughput.measured(place, at_once, plan.size)
+    if {"S5", "S6"} & plan.names and place.provider in plan.fill_on:
+        lines = filling.measured(place, plan.fill, plan.rounds)
+        yield from (line for line in lines if line.name in plan.names)
+    if "S8" in plan.names:
+        yield logs.measured(place, plan.log_lines, plan.rounds)
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    names = frozenset(given.only or NAMES)
+    python = peers.interpreter(given.legacy_python) if given.peers or given.legacy_python else None
+    if given.quick:
+        return Plan(names, throughput.Size(3, 1), 100_000, PROVIDERS[:2], 20_000, 100_000, 200, python)
+    return Plan(names, throughput.Size(5, 10), 1_000_000, PROVIDERS, 200_000, 100_000, 1_000, python)
+
+
+def _words(known: Sequence[str]) -> type[list[str]]:
+    def split(text: str) -> list[str]:
+        words = [word.strip() for word in text.split(",")]
+        for word in words:
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+        return words
+
+    return split  # type: ignore[return-value]
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks", description="asyncexp against its limits, in the same run")
+    parser.add_argument("--quick", action="store_true", help="the short form: under a minute on two idle cores")
+    parser.add_argument("--only", type=_words(NAMES), metavar="S1,S3,…", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--databases", type=_words(PROVIDERS), default=list(PROVIDERS), metavar="sqlite,…")
+    parser.add_argument("--json", type=Path, help="where the figures go (default: benchmarks/results/)")
+    parser.add_argument("--peers", action="store_true", help="S2 too: PyExperimenter 1.4.2, in .venv-legacy")
+    parser.add_argument("--legacy-python", type=Path, help="S2 too, with the PyExperimenter of this interpreter")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, shows, and writes JSON and a plot."""
+    given = _parsed(arguments)
+    path: Path = given.json or RESULTS / ("quick.json" if given.quick else "full.json")
+    began = time.monotonic()
+    run(_plan(given), given.databases, path)
+    print(f"{time.monotonic() - began:.0f} s; figures: {path}", file=sys.stderr)
+
+
+def run(plan: Plan, providers: Sequence[str], path: Path) -> list[Line]:
+    """Measures a plan; the JSON goes to `path`, the plot beside it."""
+    console = Console() if sys.stdout.isatty() else Console(width=PAPER)
+    lines: list[Line] = []
+    with places.places(providers) as ready:
+        facts = machine.facts(ready)
+        with console.status("measuring …") as status:
+            for line in measured(plan, ready):
+                lines.append(line)
+                status.update(f"{line.name} {line.database} {line.at_once or ''}: {line.score:.2f}; going on …")
+    report.show(lines, facts, console)
+    report.write(lines, facts, path)
+    plot.draw(lines, path.with_suffix(".png"))
+    return lines
+
+
+if __name__ == "__main__":
+    main()

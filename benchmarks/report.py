@@ -1,0 +1,68 @@
+"""The table on the screen, and the JSON beside it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rounds import Line
+
+COLOURS = {"beyond": "green", "reached": "yellow", "below": "red"}
+
+
+def show(lines: Sequence[Line], facts: dict[str, Any], console: Console) -> None:
+    """Medians; in brackets the least and the most of all rounds."""
+    table = Table(title="asyncexp against its limits, in the same run")
+    for name in ("line", "what", "database"):
+        table.add_column(name)
+    for name in ("at once", "limit", "ours", "ratio", "wanted"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for line in lines:
+        table.add_row(*_cells(line))
+    console.print(table)
+    console.print("Ratio: ours over the limit, of medians \\[least–most of a round's pair]; ms: what ours is above it.")
+    machine = facts["machine"]
+    console.print(
+        f"{machine['processor']}, {machine['usable_cores']} cores, load {machine['load_before'][0]} before, "
+        f"a disk write confirmed in {machine['sync_ms']} ms"
+    )
+
+
+def _cells(line: Line) -> list[str]:
+    verdict = line.verdict
+    colour = COLOURS.get(verdict)
+    return [
+        line.name,
+        line.what,
+        line.database,
+        "" if line.at_once is None else str(line.at_once),
+        _spread(line.limit, line.unit),
+        _spread(line.ours, line.unit),
+        _ratio(line),
+        "" if line.reach is None else f"{line.reach:.3g} | {line.beyond:.3g}",
+        f"[{colour}]{verdict}[/]" if colour else "",
+    ]
+
+
+def _spread(figures: Sequence[float], unit: str) -> str:
+    middle = statistics.median(figures)
+    return f"{middle:,.0f} {unit.replace('experiments', 'exp')}\n\\[{min(figures):,.0f}–{max(figures):,.0f}]"
+
+
+def _ratio(line: Line) -> str:
+    unit = f" {line.unit}" if line.excess else ""
+    return f"{line.score:.3g}{unit}\n\\[{min(line.scores):.3g}–{max(line.scores):.3g}]"
+
+
+def write(lines: Sequence[Line], facts: dict[str, Any], path: Path) -> None:
+    """Facts and lines as JSON; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {**facts, "lines": [line.as_dict() for line in lines]}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

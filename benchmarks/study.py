@@ -1,0 +1,96 @@
+"""The study that is measured: two keyfields, one result, one log table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from asyncexp import Experimenter, ResultProcessor
+from asyncexp.db import connect
+from asyncexp.db.base import Target
+from asyncexp.schema import Schema, quote, render
+from tests.studies import write_configuration, write_credentials
+
+T = TypeVar("T")
+TABLE = "experiments"
+KINDS = ("a", "b")
+
+
+def grid(rows: int) -> dict[str, Any]:
+    """Keyfields whose Cartesian product has so many rows, an even number."""
+    return {
+        "number": {"type": "INT", "values": {"start": 0, "stop": rows // len(KINDS)}},
+        "kind": {"type": "VARCHAR(20)", "values": list(KINDS)},
+    }
+
+
+def experimenter(folder: Path, target: Target, rows: int) -> Experimenter:
+    """Our side, as a user would make it; its files are in `folder`."""
+    configuration = write_configuration(
+        folder,
+        target,
+        table=TABLE,
+        keyfields=grid(rows),
+        resultfields={"result": "DOUBLE"},
+        logtables={"steps": {"step": "INT", "loss": "DOUBLE"}},
+        n_jobs=1,
+    )
+    return Experimenter(
+        configuration,
+        write_credentials(folder, target),
+        use_codecarbon=False,  # what energy costs is a line of its own
+        logger_name="asyncexp-benchmarks",
+        log_level="WARNING",
+        log_file=folder / "benchmark.log",
+    )
+
+
+def schema(made: Experimenter) -> Schema:
+    return Schema.from_config(made.configuration.database)
+
+
+async def no_op(keyfields: dict[str, Any], results: ResultProcessor, _: dict[str, Any]) -> None:
+    """The experiment: one result, nothing else."""
+    await results.process_results({"result": float(keyfields["number"])})
+
+
+def prepared(folder: Path, target: Target, rows: int) -> None:
+    """Makes and fills the table; who runs it afterwards finds the very same one on either side."""
+
+    async def fill() -> None:
+        async with experimenter(folder, target, rows) as made:
+            filled = await made.fill_table_from_config()
+        assert filled.added == rows, filled
+
+    run(fill())
+
+
+async def ask(target: Target, sql: str) -> list[tuple[Any, ...]]:
+    """One statement in standard quoting, over a connection of its own."""
+    database = connect(target)
+    try:
+        text, _ = render(sql, database.dialect.placeholder, database.dialect.quote)
+        return await database.fetch(text)
+    finally:
+        await database.close()
+
+
+async def prove(target: Target, rows: int) -> None:
+    """Sees that every row was run once, has its own result and all that is written beside it.
+
+    Raises:
+        AssertionError: one of them was not, so that the figure is worth nothing.
+    """
+    wanted = (
+        '"status" = \'done\' AND "_attempt" = 1 AND "result" = "number" AND "start_date" <= "end_date" '
+        'AND "name" IS NOT NULL AND "machine" IS NOT NULL AND "_worker" IS NOT NULL'
+    )
+    [(right,)] = await ask(target, f"SELECT COUNT(*) FROM {quote(TABLE)} WHERE {wanted}")
+    assert right == rows, f"only {right} of {rows} rows of {target} are done as they should be"
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine on an event loop of its own."""
+    return asyncio.run(work)

@@ -1,0 +1,121 @@
+"""The benchmarks run in a tiny form and say what they measured; how fast that was is no test's business."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from asyncexp.db.base import Target
+from benchmarks import __main__ as command
+from benchmarks import profile, study, throughput
+from benchmarks.places import Place
+from benchmarks.rounds import Line, in_turns
+from benchmarks.throughput import Size
+
+ROWS = 50
+TINY = command.Plan(
+    names=frozenset({"S1", "S3", "S5", "S6", "S8", "S13"}),
+    size=Size(rounds=2, factor=1, rows=ROWS),
+    fill=ROWS,
+    fill_on=("sqlite",),
+    log_lines=ROWS,
+    table=ROWS,
+    peer_rows=0,
+)
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Line], Path]:
+    """All lines that need SQLite alone, and where their figures are."""
+    path = tmp_path_factory.mktemp("benchmarks") / "figures" / "tiny.json"
+    return command.run(TINY, ["sqlite"], path), path
+
+
+def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) -> None:
+    told = json.loads(lines[1].read_text())
+    found = [(line["name"], line["at_once"]) for line in told["lines"]]
+    throughput = [("S3", 1), ("S1", 10), ("S1", 50), ("S1", 200)]
+    assert found == [*throughput, ("S5", None), ("S6", None), ("S8", 10), ("S13", None)]
+    for line in told["lines"]:
+        for side in (line["limit"], line["ours"]):
+            assert len(side["rounds"]) == 2
+            assert 0 < side["min"] <= side["median"] <= side["max"]
+        assert line["ratio"]["of_medians"] == line["ours"]["median"] / line["limit"]["median"]
+        assert line["ratio"]["min"] <= line["ratio"]["max"]
+
+
+def test_the_figures_say_where_they_were_taken(lines: tuple[list[Line], Path]) -> None:
+    told = json.loads(lines[1].read_text())
+    assert told["machine"]["usable_cores"] >= 1
+    assert told["versions"]["SQLite"] == sqlite3.sqlite_version
+    assert {"python", "asyncexp", "aiosqlite", "commit"} <= told["versions"].keys()
+
+
+def test_the_throughput_is_drawn(lines: tuple[list[Line], Path]) -> None:
+    assert lines[1].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_that_was_not_run_makes_the_figure_worthless(tmp_path: Path) -> None:
+    target = Target("sqlite", str(tmp_path / "experiments.db"))
+    study.prepared(tmp_path, target, ROWS)
+    with pytest.raises(AssertionError, match=f"only 0 of {ROWS} rows"):
+        study.run(study.prove(target, ROWS))
+
+
+def test_both_sides_leave_the_same_rows(tmp_path: Path) -> None:
+    columns = "ID, number, kind, status, result, _attempt, machine"
+    left = []
+    for name, side in (("limit", throughput.bare_loop), ("ours", throughput.execution)):
+        folder = tmp_path / name
+        folder.mkdir()
+        target = Target("sqlite", str(folder / "experiments.db"))
+        study.prepared(folder, target, ROWS + 10)
+        study.run(side(folder, target, 10, ROWS))
+        with closing(sqlite3.connect(target.database)) as connection:
+            left.append(connection.execute(f"SELECT {columns} FROM experiments ORDER BY ID").fetchall())
+    assert left[0] == left[1]
+    assert len(left[0]) == ROWS + 10
+
+
+def test_sides_take_turns_at_going_first() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> float:
+        order.append(name)
+        return 1.0
+
+    in_turns(3, lambda: side("limit"), lambda: side("ours"))
+    assert order == ["limit", "ours", "ours", "limit", "limit", "ours"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "excess", "verdict"),
+    [
+        ([80.0], False, "beyond"),
+        ([60.0], False, "reached"),
+        ([59.0], False, "below"),
+        ([100.5], True, "beyond"),
+        ([101.0], True, "below"),
+    ],
+)
+def test_a_verdict_compares_with_what_is_wanted(ours: list[float], excess: bool, verdict: str) -> None:
+    line = Line("S0", "", "", [100.0], ours, reach=0.6, beyond=0.5 if excess else 0.8, excess=excess)
+    assert line.verdict == verdict
+
+
+def test_an_unknown_line_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--only", "S1,S99"])
+    assert "'S99' is none of S1" in capsys.readouterr().err
+
+
+def test_the_profile_counts_what_goes_to_the_database(capsys: pytest.CaptureFixture[str]) -> None:
+    profile.show(Place("sqlite"), 10, ROWS, lines=5)
+    told = capsys.readouterr().out
+    assert f"SQLite, 10 at once: {ROWS} experiments" in told
+    assert "  transactions\n" in told
+    assert "asyncexp/" in told
