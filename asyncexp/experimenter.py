@@ -29,7 +29,8 @@ from asyncexp.progress import reporter
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
 from asyncexp.signals import handled
-from asyncexp.store import life, migrate, read, rows, setup, workers
+from asyncexp.store import life, migrate, read, rows, setup
+from asyncexp.store import workers as worker_rows
 from asyncexp.store.claim import Wanted
 from asyncexp.store.fill import Filled, KeyRow
 from asyncexp.store.rows import fill_rows
@@ -264,6 +265,7 @@ class Experimenter:
         session = await self._session(tables=False)
         await setup.drop(session.study)
         session.unprepared()
+        session.unregistered()
 
     # ------------------------------------------------------------------------------------------ filling
 
@@ -323,7 +325,7 @@ class Experimenter:
         n_jobs: int | None = None,
         pool: Literal["task", "process"] | None = None,
         where: Mapping[str, Any] | None = None,
-        experiment_ids: Iterable[int] | None = None,
+        experiment_ids: Iterable[int] | int | None = None,
         until: Literal["empty", "finished"] = "empty",
         from_status: Literal["created", "paused"] = "created",
         progress: bool | Callable[[Summary], None] | None = None,
@@ -364,7 +366,7 @@ class Experimenter:
             0,
             from_status,
             session.study.condition(where, self._schema.keyfields),
-            None if experiment_ids is None else tuple(int(i) for i in experiment_ids),
+            None if experiment_ids is None else tuple(_ids(experiment_ids)),
             since=await _now(session.study) if from_status == "paused" else None,
         )
         if random_order:
@@ -450,8 +452,8 @@ class Experimenter:
     ) -> Run:
         made = _pool(function, pool or settings.pool)
         await session.start_worker(settings.heartbeat_interval, settings.lease)
-        left = await _left(session.study, wanted, options.max_experiments) if progress is not False else None
         with reporter(progress) as report:
+            left = None if report is None else await _left(session.study, wanted, options.max_experiments)
             run = Run(
                 session,
                 function,
@@ -476,6 +478,7 @@ class Experimenter:
     ) -> tuple[Options, ExecutionConfig]:
         """The keywords of a call over the environment over the configuration, checked."""
         settings = config.execution(self._configuration, **execution)
+        _check_count("max_experiments", max_experiments)
         options = Options(
             n_jobs=_jobs(self._configuration, n_jobs),
             max_experiments=max_experiments,
@@ -496,7 +499,7 @@ class Experimenter:
     # ------------------------------------------------------------------------------ the life of a row
 
     async def reset_experiments(
-        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | None = None
+        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | int | None = None
     ) -> int:
         """Deletes rows with their logs and creates them anew, without results and under new IDs, in one transaction.
 
@@ -516,13 +519,13 @@ class Experimenter:
         return await life.reset(study, self._selected(study, which, where, ids))
 
     async def delete_experiments(
-        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | None = None
+        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | int | None = None
     ) -> int:
         """Deletes rows with all that belongs to them, in one transaction; as `reset_experiments`."""
         study = await self._reading()
         return await life.delete(study, self._selected(study, which, where, ids))
 
-    async def retry_errors(self, where: Mapping[str, Any] | None = None, ids: Iterable[int] | None = None) -> int:
+    async def retry_errors(self, where: Mapping[str, Any] | None = None, ids: Iterable[int] | int | None = None) -> int:
         """Puts rows in error back under the same ID; attempts so far no longer count. Returns how many."""
         study = await self._reading()
         return await life.retry(study, self._selected(study, ["error"], where, ids))
@@ -532,28 +535,28 @@ class Experimenter:
         study: Study,
         which: Sequence[Status],
         where: Mapping[str, Any] | None,
-        ids: Iterable[int] | None,
+        ids: Iterable[int] | int | None,
     ) -> Condition:
         if not which and where is None and ids is None:
             raise ParameterCombinationError('Name at least one status, `where` or `ids`; "all" means every row.')
         chosen = study.condition(where, self._schema.keyfields)
-        return life.selection(study, statuses(which), chosen, None if ids is None else [int(i) for i in ids])
+        return life.selection(study, statuses(which), chosen, None if ids is None else _ids(ids))
 
     async def cancel(self, ids: Iterable[int] | int) -> list[int]:
         """Asks the workers that run these rows to end them as `error`. Returns the ids asked."""
-        return await workers.ask(await self._reading(), _ids(ids), "cancel", self._me())
+        return await worker_rows.ask(await self._reading(), _ids(ids), "cancel", self._me())
 
     async def release(self, ids: Iterable[int] | int) -> list[int]:
         """Asks the workers that run these rows to put them back. Returns the ids asked."""
-        return await workers.ask(await self._reading(), _ids(ids), "release", self._me())
+        return await worker_rows.ask(await self._reading(), _ids(ids), "release", self._me())
 
-    async def stop(self, workers_: Iterable[int] | None = None) -> list[int]:
+    async def stop(self, workers: Iterable[int] | int | None = None) -> list[int]:
         """Asks this worker, or those with these ids, to stop gracefully. Returns the ids asked."""
         session = await self._session()
-        wanted = [session.identity.id] if workers_ is None else _ids(workers_)
+        wanted = [session.identity.id] if workers is None else _ids(workers)
         if session.identity.id in wanted:
             session.stop(self._me())
-        return await workers.ask_to_stop(await session.reading(), wanted, self._me())
+        return await worker_rows.ask_to_stop(await session.reading(), wanted, self._me())
 
     def _me(self) -> str:
         return f"{self._arguments['name']} on {provenance.machine()} (pid {os.getpid()})"[:255]
@@ -567,7 +570,7 @@ class Experimenter:
 
     async def workers(self) -> list[WorkerInfo]:
         """All workers of the table, the latest first: live, lost and stopped."""
-        return await workers.listed(await self._reading())
+        return await worker_rows.listed(await self._reading())
 
     async def errors(self) -> list[ErrorGroup]:
         """The errors grouped by their last line, the most frequent first, with counts and ids."""
@@ -647,13 +650,21 @@ def _jobs(configuration: Configuration, n_jobs: int | None) -> int:
     return configuration.slots(n_jobs)
 
 
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+        raise InvalidConfigError(f"{name}={value!r}: a number from 0 on, or -1 for no limit")
+
+
 def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise InvalidConfigError(unknown(f"{name}: no choice", value, known))
 
 
 def _ids(ids: Iterable[int] | int) -> list[int]:
-    return [int(ids)] if isinstance(ids, int) else [int(i) for i in ids]
+    try:
+        return [int(ids)] if isinstance(ids, int) else [int(i) for i in ids]
+    except (TypeError, ValueError) as wrong:
+        raise ParameterCombinationError(f"ids are whole numbers, as in the column ID: {wrong}") from None
 
 
 def _absolute(path: PathLike | None) -> Path | None:

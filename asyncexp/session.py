@@ -50,6 +50,7 @@ class Session:
         self._reader: Study | None = None
         self._opened = False
         self._prepared = False
+        self._registered = False
         self._writer: Writer | None = None
         self._service: Service | None = None
         self._starting = asyncio.Lock()
@@ -97,6 +98,10 @@ class Session:
         """The tables were dropped or changed: look again at the next call."""
         self._prepared = False
 
+    def unregistered(self) -> None:
+        """The tables were dropped, and this worker's row with them."""
+        self._registered = False
+
     async def _patiently(self, attempt: Callable[[], Any], wait_seconds: float) -> None:
         until = self.loop.time() + wait_seconds
         wait = FIRST_WAIT_SECONDS
@@ -126,9 +131,11 @@ class Session:
     async def start_worker(self, interval_seconds: float, lease_seconds: float) -> None:
         """Registers this worker and starts its sign of life and its writer, once."""
         async with self._starting:
+            if not self._registered:
+                await workers.register(self.study, self.identity, lease_seconds, provenance.here())
+                self._registered = True
             if self._writer is not None:
                 return
-            await workers.register(self.study, self.identity, lease_seconds, provenance.here())
             self._writer = Writer(
                 self.study,
                 self.identity,

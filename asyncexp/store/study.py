@@ -148,6 +148,8 @@ class Study:
         Raises:
             ParameterCombinationError: an unknown column (the nearest is named) or an impossible value.
         """
+        if not isinstance(where, Mapping | None):
+            raise ParameterCombinationError(f"where is a dict of columns and values, not {type(where).__name__}")
         known = {column.name: column for column in columns}
         parts: list[str] = []
         params: dict[str, Any] = {}

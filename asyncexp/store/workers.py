@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from asyncexp.db.base import Transaction
+from asyncexp.db.base import DuplicateKey, Transaction
 from asyncexp.schema import quote
 from asyncexp.store.claim import ID, Worker
 from asyncexp.store.fill import wake
@@ -69,7 +70,7 @@ class WorkerInfo:
 
 
 async def register(study: Study, worker: Worker, lease_seconds: float, facts: Mapping[str, Any]) -> None:
-    """Writes the row of a new worker; `facts` are further columns of the workers' table."""
+    """Writes the row of a worker unless it is there; `facts` are further columns of the workers' table."""
     columns = {
         "id": worker.id,
         "name": worker.name,
@@ -84,7 +85,8 @@ async def register(study: Study, worker: Worker, lease_seconds: float, facts: Ma
         f'INSERT INTO {study.workers} ({names}, "started", "heartbeat") '
         f"VALUES ({marks}, {study.dialect.now}, {study.dialect.now})"
     )
-    await study.execute(study.db, text, **columns)
+    with suppress(DuplicateKey):
+        await study.execute(study.db, text, **columns)
 
 
 async def describe(study: Study, worker: int, facts: Mapping[str, Any]) -> None:
@@ -210,8 +212,3 @@ def _info(study: Study, raw: dict[str, Any], running: Mapping[int, int]) -> Work
     if raw["git_dirty"] is not None:
         raw["git_dirty"] = bool(raw["git_dirty"])
     return WorkerInfo(**raw, running=running.get(raw["id"], 0))
-
-
-def as_rows(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
-    """Workers as plain dicts, for a DataFrame."""
-    return [asdict(worker) for worker in workers]

@@ -1,0 +1,62 @@
+"""Wrong arguments of the facade, each one clear error; nothing is opened for them that stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncexp import Experimenter
+from asyncexp.db.base import Target
+from asyncexp.errors import InvalidConfigError, ParameterCombinationError
+from tests.studies import experimenter
+
+
+async def nothing(*_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda e: e.execute(nothing, max_experiments=-2), InvalidConfigError, "max_experiments=-2"),
+        (lambda e: e.execute(nothing, max_experiments="all"), InvalidConfigError, "max_experiments='all'"),
+        (lambda e: e.execute(nothing, n_jobs=0), InvalidConfigError, "n_jobs=0"),
+        (lambda e: e.execute(nothing, experiment_ids=["x"]), ParameterCombinationError, "whole numbers"),
+        (lambda e: e.execute(nothing, where="number = 1"), ParameterCombinationError, "where is a dict"),
+        (lambda e: e.execute("nothing"), InvalidConfigError, "must be a function"),
+        (lambda e: e.cancel([None]), ParameterCombinationError, "whole numbers"),
+        (lambda e: e.reset_experiments(ids=["1; DROP TABLE x"]), ParameterCombinationError, "whole numbers"),
+        (lambda e: e.get_table("status = 'done'"), ParameterCombinationError, "where is a dict"),
+    ],
+)
+async def test_a_wrong_argument_is_one_clear_error(
+    sqlite_target: Target,
+    tmp_path: Path,
+    call: Callable[[Experimenter], Awaitable[Any]],
+    error: type[Exception],
+    words: str,
+) -> None:
+    async with experimenter(tmp_path, sqlite_target) as one:
+        await one.fill_table_from_config()
+        with pytest.raises(error, match=words):
+            await call(one)
+        assert (await one.counts())["created"] == 10
+
+
+async def test_a_table_dropped_under_its_worker_is_filled_and_run_again(sqlite_target: Target, tmp_path: Path) -> None:
+    async with experimenter(tmp_path, sqlite_target) as one:
+        for _ in range(2):
+            await one.fill_table_from_config()
+            assert (await one.execute(nothing)).done == 10
+            assert [worker.state for worker in await one.workers()] == ["live"]
+            await one.delete_table()
+
+
+async def test_stop_takes_the_ids_of_workers(sqlite_target: Target, tmp_path: Path) -> None:
+    async with experimenter(tmp_path, sqlite_target) as one:
+        await one.fill_table_from_config()
+        await one.execute(nothing, max_experiments=1)
+        [worker] = await one.workers()
+        assert await one.stop(workers=[worker.id, worker.id + 1]) == [worker.id]
