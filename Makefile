@@ -34,7 +34,7 @@ demo: .venv/demo.installed
 	@$(BIN)/python examples/svm/run.py
 
 test: .venv/dev.installed servers
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check . --exclude '*.md'
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
