@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncexp.db.base import Database, Outage
+from asyncexp.db.base import Database, MissingTable, Outage
 from asyncexp.store import workers
 from asyncexp.store.claim import Worker
 from asyncexp.store.study import Study
@@ -72,6 +72,8 @@ class Service:
         self._requests = 0
         self._stop_told = False
         self._waits = 0
+        self._listens = False
+        self._described = False
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -118,15 +120,9 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         study = self._main_study.sibling(self._connect())
-        described = False
         try:
-            await study.db.listen(study.schema.channel, self._heard)
             while not self._closing.is_set():
-                wait = await self._beat(study)
-                if not described and not self._waits:
-                    described = True
-                    await self._describe(study)
-                await self._pause(wait)
+                await self._pause(await self._beat(study))
             await self._say_stopped(study)
         finally:
             await study.db.close()
@@ -150,11 +146,10 @@ class Service:
     async def _beat(self, study: Study) -> float:
         """One sign of life; how long to wait for the next."""
         try:
-            told = await workers.beat(study, self._worker.id, *self._tell.totals())
-            if told is None:
-                await workers.register(study, self._worker, self._lease, {})
-            else:
-                await self._bring_back(study, told)
+            await self._give_sign(study)
+        except MissingTable:
+            # The tables were dropped. Experiments that run learn it from their own statements; new tables may come.
+            return self._interval
         except Outage as outage:
             self._waits += 1
             if self._waits == 1:
@@ -163,6 +158,20 @@ class Service:
         self._main_study.clock_like(study)
         self._waits = 0
         return self._interval
+
+    async def _give_sign(self, study: Study) -> None:
+        if not self._listens:
+            await study.db.listen(study.schema.channel, self._heard)
+            self._listens = True
+        told = await workers.beat(study, self._worker.id, *self._tell.totals())
+        if told is None:
+            await workers.register(study, self._worker, self._lease, {})
+            self._described = False
+        else:
+            await self._bring_back(study, told)
+        if not self._described:
+            await self._describe(study)
+            self._described = True
 
     async def _bring_back(self, study: Study, told: workers.Beat) -> None:
         if told.stop_requested and not self._stop_told:
@@ -184,5 +193,7 @@ class Service:
             await asyncio.wait_for(
                 workers.say_stopped(study, self._worker.id, *self._tell.totals()), CLOSE_LIMIT_SECONDS / 2
             )
+        except MissingTable:
+            return  # the tables were dropped, this worker's row with them
         except (Outage, TimeoutError) as away:
             self._logger.warning("The end of worker %s could not be noted: %s", self._worker.id, away)

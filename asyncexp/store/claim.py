@@ -112,10 +112,11 @@ async def _take_returning(
     study: Study, tx: Transaction, candidates: str, values: dict[str, Any], changes: str
 ) -> list[Row]:
     # A sub-select with LIMIT inside IN may be run once a row by PostgreSQL's planner; a materialized one is not.
-    # The table's own columns need its name on the right hand, for "picked" has none of theirs.
+    # Its names are none that a table or a column of the user's can have.
+    picked = quote(f"{study.schema.name}_picked")
     text = (
-        f'WITH "picked" AS MATERIALIZED (SELECT "ID" AS "picked_id" {candidates}{study.dialect.skip_locked}) '
-        f'UPDATE {study.main} SET {changes} FROM "picked" WHERE "ID" = "picked_id" RETURNING {_columns(study)}'
+        f'WITH {picked} AS MATERIALIZED (SELECT "ID" AS "_picked" {candidates}{study.dialect.skip_locked}) '
+        f'UPDATE {study.main} SET {changes} FROM {picked} WHERE "ID" = "_picked" RETURNING {_columns(study)}'
     )
     return await study.fetch(tx, text, **values)
 

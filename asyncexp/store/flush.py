@@ -151,8 +151,9 @@ async def _update_unnest(
     casts = ["bigint", *(study.array_type(name) for name in columns)]
     arrays = ", ".join(f"CAST(:v{position} AS {cast}[])" for position, cast in enumerate(casts))
     names = ", ".join(f'"v{position}"' for position in range(len(casts)))
-    sets = ", ".join(f'{quote(name)} = "new"."v{position}"' for position, name in enumerate(columns, 1))
-    text = f'UPDATE {study.main} SET {sets} FROM unnest({arrays}) AS "new"({names}) WHERE "ID" = "new"."v0"'
+    new = _alias(study)
+    sets = ", ".join(f'{quote(name)} = {new}."v{position}"' for position, name in enumerate(columns, 1))
+    text = f'UPDATE {study.main} SET {sets} FROM unnest({arrays}) AS {new}({names}) WHERE "ID" = {new}."v0"'
     await study.execute(tx, text, **{f"v{p}": list(values) for p, values in enumerate(zip(*rows, strict=True))})
 
 
@@ -163,9 +164,15 @@ async def _update_join(study: Study, tx: Transaction, columns: Sequence[str], ro
     more = "".join(
         f" UNION ALL SELECT {', '.join(f':r{row * width + p}' for p in range(width))}" for row in range(1, len(rows))
     )
-    sets = ", ".join(f'"old".{quote(name)} = "new"."v{position}"' for position, name in enumerate(columns, 1))
-    text = f'UPDATE {study.main} AS "old" JOIN (SELECT {first}{more}) AS "new" ON "old"."ID" = "new"."v0" SET {sets}'
+    old, new = study.main, _alias(study)
+    sets = ", ".join(f'{old}.{quote(name)} = {new}."v{position}"' for position, name in enumerate(columns, 1))
+    text = f'UPDATE {old} JOIN (SELECT {first}{more}) AS {new} ON {old}."ID" = {new}."v0" SET {sets}'
     await tx.execute(study.rendered(text), values)
+
+
+def _alias(study: Study) -> str:
+    """A name for new values that no table of this study can have."""
+    return quote(f"{study.schema.name}_new")
 
 
 # -------------------------------------------------------------------------------------------- logs
@@ -215,10 +222,12 @@ async def _tries(study: Study, tx: Transaction, units: Sequence[Unit]) -> dict[i
     """How often each row was tried again already, since it was last retried by hand."""
     if not units:
         return {}
+    # The user's columns may have any name of these.
+    attempts = study.attempts
     text = (
-        f'SELECT "experiment_id", COUNT(*) FROM {study.attempts} JOIN {study.main} ON "ID" = "experiment_id" '
-        f'WHERE {study.member(ID, ":ids")} AND "outcome" = \'retried\' AND "attempt" > "_counted_from" '
-        'GROUP BY "experiment_id"'
+        f'SELECT "ID", COUNT(*) FROM {attempts} JOIN {study.main} ON "ID" = {attempts}."experiment_id" '
+        f"WHERE {study.member(ID, ':ids')} AND {attempts}.\"outcome\" = 'retried' "
+        f'AND {attempts}."attempt" > "_counted_from" GROUP BY "ID"'
     )
     rows = await study.fetch(tx, text, ids=study.integers(unit.key[0] for unit in units))
     return {row[0]: row[1] for row in rows}

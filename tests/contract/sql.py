@@ -52,7 +52,7 @@ async def tables(target: Target, prefix: str = "") -> set[str]:
     """Names of the tables that begin with `prefix`."""
     db = connect(target)
     try:
-        return {name for name in await db.tables(prefix) if not name.startswith("sqlite_")}
+        return {name for name in await db.tables(prefix) if not name.startswith(("sqlite_", "pg_"))}
     finally:
         await db.close()
 
