@@ -18,6 +18,7 @@ from benchmarks.rounds import Line
 RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
+FILL_ROUNDS = 3
 NAMES = ("S1", "S2", "S3", "S5", "S6", "S8", "S11", "S13")
 
 
@@ -57,7 +58,7 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
         if ("S3" if at_once == 1 else "S1") in plan.names:
             yield throughput.measured(place, at_once, plan.size)
     if {"S5", "S6"} & plan.names and place.provider in plan.fill_on:
-        lines = filling.measured(place, plan.fill, plan.rounds)
+        lines = filling.measured(place, plan.fill, FILL_ROUNDS)
         yield from (line for line in lines if line.name in plan.names)
     if "S8" in plan.names:
         yield logs.measured(place, plan.log_lines, plan.rounds)
@@ -109,8 +110,11 @@ def run(plan: Plan, providers: Sequence[str], path: Path) -> list[Line]:
     with places.places(providers) as ready:
         facts = machine.facts(ready)
         with console.status("measuring …") as status:
+            began = time.monotonic()
             for line in measured(plan, ready):
                 lines.append(line)
+                line.facts["took_seconds"] = round(time.monotonic() - began, 1)
+                began = time.monotonic()
                 status.update(f"{line.name} {line.database} {line.at_once or ''}: {line.score:.2f}; going on …")
     report.show(lines, facts, console)
     report.write(lines, facts, path)

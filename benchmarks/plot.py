@@ -63,6 +63,7 @@ def _panel(panel: Axes, database: str, curve: Sequence[Line]) -> None:
             color=OURS,
             fontsize=9,
         )
+    panel.margins(x=0.08, y=0.12)
     panel.set(xscale="log", yscale="log", title=database, xlabel="experiments at once")
     panel.set_xticks(slots, [str(s) for s in slots])
     panel.minorticks_off()

@@ -26,6 +26,9 @@ from benchmarks import study, throughput
 from benchmarks.places import PROVIDERS, Place, places
 
 T = TypeVar("T")
+Stats = Mapping[tuple[str, int, str], tuple[int, int, float, float, Any]]
+"""(file, line, name) -> (calls but for recursion, calls, own seconds, seconds with those called, callers)."""
+WORTH_A_LOOK = 0.03
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -120,7 +123,7 @@ def profiling() -> Iterator[dict[str, cProfile.Profile]]:
         threading.setprofile(None)
 
 
-def told(stats: Mapping[tuple[str, int, str], tuple[int, int, float, float, Any]], experiments: int, lines: int) -> str:
+def told(stats: Stats, experiments: int, lines: int) -> str:
     """The functions that take most, by their own time, in µs an experiment."""
     rows = sorted(stats.items(), key=lambda item: -item[1][2])
     total = sum(row[1][2] for row in rows) / experiments * 1e6
@@ -158,11 +161,19 @@ def show(place: Place, at_once: int, count: int, lines: int) -> None:
         study.prepared(folder, target, total)
         with profiling() as profiles:
             study.run(throughput.execution(folder, target, at_once, count))
+    _show_threads(profiles, total, lines)
+
+
+def _show_threads(profiles: Mapping[str, cProfile.Profile], experiments: int, lines: int) -> None:
+    """Those threads that took a share worth a look."""
+    taken: dict[str, Stats] = {}
     for name, profile in profiles.items():
         profile.snapshot_stats()
-        stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-        if 1e6 * sum(row[2] for row in stats.values()) / total >= 1.0:
-            print(f"\nthread {name}\n{told(stats, total, lines)}")
+        taken[name] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    own = {name: sum(row[2] for row in stats.values()) for name, stats in taken.items()}
+    for name, stats in taken.items():
+        if own[name] >= WORTH_A_LOOK * sum(own.values()):
+            print(f"\nthread {name}\n{told(stats, experiments, lines)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
