@@ -10,7 +10,7 @@ from typing import Any
 from asyncexp.config import clients
 from asyncexp.config.clients import Login
 from asyncexp.config.credentials import DEFAULT_PLACES, AccessForm, SshForm, check_private, read_credentials
-from asyncexp.config.document import Problem
+from asyncexp.config.document import Problem, looked_for
 from asyncexp.config.environment import LOGIN, check_environment, login, place
 from asyncexp.config.models import Configuration, DatabaseConfig, SshConfig
 from asyncexp.db.base import Target
@@ -64,7 +64,7 @@ def _access(configuration: Configuration, credentials: Pathish | None) -> tuple[
     path = Path(credentials).expanduser().absolute() if credentials else configuration.credentials
     path = path or next((place.absolute() for place in DEFAULT_PLACES if place.exists()), None)
     if path is None:
-        return AccessForm(), f"none at {', '.join(map(str, DEFAULT_PLACES))}"
+        return AccessForm(), f"none at {looked_for(DEFAULT_PLACES)}"
     return read_credentials(path), str(path)
 
 

@@ -10,6 +10,7 @@ from asyncexp.config.document import Document, Loc, Problem, refuse
 from asyncexp.config.form import ConfigurationForm, DatabaseForm, KeyfieldForm, TableForm
 from asyncexp.config.models import Column, Configuration, DatabaseConfig, Keyfield, LogTable, TableConfig
 from asyncexp.config.names import check_names
+from asyncexp.config.spelling import misread, no_list
 from asyncexp.config.validate import validate
 from asyncexp.errors import InvalidConfigError, InvalidValuesInConfiguration
 from asyncexp.grid import expand
@@ -94,11 +95,18 @@ def _keyfield(name: str, form: KeyfieldForm, document: Document, problems: list[
 
 def _default(form: KeyfieldForm, document: Document, loc: Loc, problems: list[Problem]) -> Any:
     try:
+        _refuse_misread(form.type, form.default, document.written((*loc, "default")))
         canonical = encode(form.type, form.default, key=True)
     except ValueError as error:
         problems.append(document.problem((*loc, "default"), str(error), InvalidConfigError))
         return None
     return form.default if form.type.name == "JSON" else canonical
+
+
+def _refuse_misread(column_type: ColumnType, value: Any, written: str | None) -> None:
+    wrong = misread(column_type, value, written)
+    if wrong:
+        raise ValueError(wrong)
 
 
 def _values(form: KeyfieldForm, document: Document, loc: Loc, problems: list[Problem]) -> tuple[Any, ...] | None:
@@ -116,8 +124,11 @@ def _encoded(
     form: KeyfieldForm, document: Document, loc: Loc, problems: list[Problem]
 ) -> Iterator[tuple[Any, Canonical]]:
     convert = encoder(form.type, key=True)
+    is_list = isinstance(form.values, list)
     for index, value in enumerate(_written(form.values, document, loc, problems)):
         try:
+            if is_list:
+                _refuse_misread(form.type, value, document.written((*loc, index)))
             yield value, convert(value)
         except ValueError as error:
             problems.append(document.problem((*loc, index), str(error), InvalidValuesInConfiguration))
@@ -127,7 +138,9 @@ def _encoded(
 
 def _written(values: Any, document: Document, loc: Loc, problems: list[Problem]) -> Sequence[Any]:
     text = "values is empty; leave it out to fill the rows from code"
-    if values not in (None, [], {}):
+    if values not in (None, [], {}) and not isinstance(values, list | dict):
+        text = no_list(values, document.written(loc))
+    elif values not in (None, [], {}):
         try:
             return expand(_range_numbers(values))
         except InvalidValuesInConfiguration as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Document:
     secret: bool = False
     origins: Mapping[Loc, str] = field(default_factory=dict)
     """Values that come from elsewhere: an argument, the environment."""
+    written: Callable[[Loc], str | None] = lambda _: None
+    """A value as it stands in the file, if it is a word or number without quotes."""
 
     def place(self, loc: Loc, *, key: bool = False) -> str:
         """`file:line:column` of a value or its key, or the argument or variable that it came from."""
@@ -70,7 +72,7 @@ class Document:
     def override(self, loc: Loc, value: Any, origin: str) -> Document:
         """The same with another value; sections on the way to it are made where the file has none."""
         values = _with(self.value, loc, value)
-        return Document(self.file, values, self.locate, self.secret, {**self.origins, loc: origin})
+        return replace(self, value=values, origins={**self.origins, loc: origin})
 
 
 def _with(tree: Any, loc: Loc, value: Any) -> Any:
@@ -122,13 +124,17 @@ def decode(content: bytes, file: str) -> str:
 def first_existing(paths: Sequence[Path], what: str) -> Path:
     """
     Raises:
-        NoConfigFileError: none of them exists; the message lists them.
+        NoConfigFileError: none of them exists; the message lists them, and the folder they are looked for in.
     """
     for path in paths:
         if path.exists():
             return path
-    tried = ", ".join(map(str, paths))
-    raise NoConfigFileError(f"There is no {what}. Tried: {tried}. Write one there, or give its path.")
+    raise NoConfigFileError(f"There is no {what}. Tried: {looked_for(paths)}. Write one there, or give its path.")
+
+
+def looked_for(paths: Sequence[Path]) -> str:
+    """The default places, and the folder that they begin in."""
+    return f"{', '.join(map(str, paths))} in the working directory {Path.cwd()}"
 
 
 # ---------------------------------------------------------------------------------- suggestions

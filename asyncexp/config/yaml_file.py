@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -23,6 +24,10 @@ _FLOAT = re.compile(
 )
 _SUSPICIOUS = re.compile(r"\$\{|^\?\?\?$")
 _PREFIX = "tag:yaml.org,2002:"
+_SIGNS = (f"{_PREFIX}value", f"{_PREFIX}merge")
+"""What `=` and `<<` are to YAML."""
+_CUT_TYPE = re.compile(r"\s*(numeric|decimal|double|float|real)\s*\(\s*(\d+)\s*", re.IGNORECASE)
+_REST_OF_TYPE = re.compile(r"(\d+)\s*\)\s*")
 
 
 class _Loader(_Base):
@@ -63,7 +68,7 @@ def read_tree(text: str, file: str, *, secret: bool = False) -> Document:
         loader.dispose()
     if problem:  # outside of `except`: the parser's own words may quote a secret
         raise problem.error()
-    return Document(file, value, tree.locate, secret)
+    return Document(file, value, tree.locate, secret, written=tree.written)
 
 
 def scalar(text: str) -> Any:
@@ -141,14 +146,28 @@ class _Tree:
             return self._loader.construct_object(node)
         except ValueError:
             text = f"is not a valid {node.tag.removeprefix(_PREFIX)}"
+        except yaml.constructor.ConstructorError:
+            if node.tag not in _SIGNS:
+                raise
+            text = f"means something else to YAML; write it in quotes: '{node.value}'"
         raise self._error(node, text)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, tuple[yaml.Node, yaml.Node]]:
+        self._refuse_cut_types(node)
         self._refuse_twice(node)
         self._loader.flatten_mapping(node)
         pairs = {self._key(key): (key, value) for key, value in node.value}
         self._pairs[id(node)] = pairs
         return pairs
+
+    def _refuse_cut_types(self, node: yaml.MappingNode) -> None:
+        """Within {…} a comma ends the value: NUMERIC(6,2) is `NUMERIC(6`, and `2)` a key of its own."""
+        for (_, value), (key, _) in pairwise(node.value):
+            cut = _CUT_TYPE.fullmatch(_plain(value) or "")
+            rest = _REST_OF_TYPE.fullmatch(_plain(key) or "")
+            if cut and rest:
+                whole = f"{cut[1]}({cut[2]},{rest[1]})"
+                raise self._error(value, f'within {{ }} YAML cuts this at the comma; put it in quotes: "{whole}"')
 
     def _refuse_twice(self, node: yaml.MappingNode) -> None:
         """Before `<<` is merged in, whose keys may be given again."""
@@ -180,6 +199,15 @@ class _Tree:
                 shown = key if of_key or not isinstance(node, yaml.ScalarNode) else node
         return (shown.start_mark.line + 1, shown.start_mark.column + 1) if shown else (1, 1)
 
+    def written(self, loc: Loc) -> str | None:
+        """The text of a scalar without quotes; None for anything else: an interpolation, what is not in the file."""
+        node = self._root
+        for step in loc:
+            found = self._step(node, step)
+            node = found[1] if found else None
+        text = _plain(node)
+        return None if text is None or _SUSPICIOUS.search(text) else text
+
     def _step(self, node: yaml.Node | None, step: Any) -> tuple[yaml.Node, yaml.Node] | None:
         if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
             return node.value[step], node.value[step]
@@ -187,6 +215,10 @@ class _Tree:
         if step not in pairs and isinstance(step, str):
             step = next((key for key in pairs if isinstance(key, str) and key.casefold() == step.casefold()), None)
         return pairs.get(step)
+
+
+def _plain(node: yaml.Node | None) -> str | None:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) and not node.style else None
 
 
 # -------------------------------------------------------------------------------- interpolation

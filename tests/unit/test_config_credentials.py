@@ -104,7 +104,12 @@ def test_sqlite_needs_no_credentials(configure: Configure, write: Write) -> None
 def test_without_any_the_message_lists_the_ways(configure: Configure, tmp_path: Path, provider: str, own: str) -> None:
     with pytest.raises(NoConfigFileError) as caught:
         config.target(configure(provider), environment={"HOME": str(tmp_path)})
-    for way in ("config/database_credentials.cfg", "ASYNCEXP_DATABASE__USER", "DATABASE_URL", own):
+    for way in (
+        f"config/database_credentials.cfg in the working directory {Path.cwd()}",
+        "ASYNCEXP_DATABASE__USER",
+        "DATABASE_URL",
+        own,
+    ):
         assert way in str(caught.value)
 
 

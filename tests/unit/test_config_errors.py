@@ -52,6 +52,8 @@ def check(folder: Path, content: str | bytes, kind: type[ConfigError], place: st
     assert str(error).count("\n") == 0
 
 
+INT = "type: int, values: [1, 2]"
+CUT = 'within { } YAML cuts this at the comma; put it in quotes: "NUMERIC(6,2)"'
 C, V, N, L = InvalidConfigError, InvalidValuesInConfiguration, InvalidColumnError, InvalidLogtableError
 
 
@@ -116,6 +118,35 @@ C, V, N, L = InvalidConfigError, InvalidValuesInConfiguration, InvalidColumnErro
         ("[1, 2]", "{start: 0, stop: 1.0e12}", V, "9:27", "over 10,000,000 values"),
         ("[1, 2]", "{start: 0.5, stop: 3}", V, "9:27", "0.5 (float) does not fit INT"),
         ("values: [1, 2]", "default: x", C, "9:36", "'x' (str) does not fit INT"),
+        # what YAML makes of plain words and numbers
+        (INT, "type: TEXT, values: [a, yes]", V, "9:40", "write it in quotes: 'yes'"),
+        (INT, "type: VARCHAR(9), values: [No]", V, "9:43", "YAML reads No as False; write it in quotes: 'No'"),
+        (INT, "type: LONGTEXT, values: [on]", V, "9:41", "'on'"),
+        (INT, "type: TEXT, values: [012]", V, "9:37", "YAML reads 012 as 10; write it in quotes: '012'"),
+        (INT, "type: TEXT, values: [0x1F]", V, "9:37", "YAML reads 0x1F as 31"),
+        (INT, "type: TEXT, values: [1:30]", V, "9:37", "YAML reads 1:30 as 90; write it in quotes: '1:30'"),
+        (INT, "type: TEXT, values: [1:30.5]", V, "9:37", "YAML reads 1:30.5 as 90.5"),
+        (INT, "type: TEXT, values: [1_000]", V, "9:37", "YAML reads 1_000 as 1000"),
+        (INT, "type: TEXT, values: [1.1, 1.10]", V, "9:42", "YAML reads 1.10 as 1.1; write it in quotes: '1.10'"),
+        (INT, "type: TEXT, values: [+5]", V, "9:37", "'+5'"),
+        (INT, "type: TEXT, values: [.inf]", V, "9:37", "YAML reads .inf as inf"),
+        (INT, "type: TEXT, default: off", C, "9:37", "YAML reads off as False; write it in quotes: 'off'"),
+        (INT, "type: TEXT, values: [=]", C, "9:37", "write it in quotes: '='"),
+        (INT, "type: TEXT, values: [<<]", C, "9:37", "write it in quotes: '<<'"),
+        (INT, "type: TEXT, values: yes", V, "9:36", "the values are yes; wanted is a list, [yes], or a range"),
+        ("[1, 2]", "1:10", V, "9:35", "the values are 1:10; did you mean {start: 1, stop: 10} (`stop` is excluded)?"),
+        ("[1, 2]", "1:99", V, "9:35", "did you mean {start: 1, stop: 99} (`stop` is excluded)?"),
+        ("[1, 2]", "0:10:2", V, "9:35", "the values are 0:10:2; did you mean {start: 0, stop: 10, step: 2}"),
+        ("[1, 2]", "range(10)", V, "9:35", "did you mean {start: 0, stop: 10}"),
+        ("[1, 2]", "'range(2, 8)'", V, "9:35", "did you mean {start: 2, stop: 8}"),
+        ("[1, 2]", "[1:10]", V, "9:36", "YAML reads 1:10 as 70; did you mean values: {start: 1, stop: 10}"),
+        ("type: int, values: [1, 2]", "type: double, values: [1:30]", V, "9:39", "YAML reads 1:30 as 90"),
+        # types with a comma
+        (INT, "type: NUMERIC(6,2)", C, "9:22", CUT),
+        (INT, "type: NUMERIC(6, 2), values: [1]", C, "9:22", CUT),
+        ("{type: int, values: [1, 2]}\n", "INT\n        b: {type: decimal( 6,2 )}\n", C, "10:19", '"decimal(6,2)"'),
+        ("{loss: DOUBLE}", "{loss: NUMERIC(6,2), x: INT}", C, "13:22", CUT),
+        ("{loss: DOUBLE}", "{loss: NUMERIC(6,2), x: NUMERIC(8,2)}", C, "13:22", CUT),
         # names
         ("seed:", "status:", N, "9:9", "'status_2' would do"),
         ("seed:", "Status:", N, "9:9", "it would be equal to the column 'status' of every table"),
@@ -243,3 +274,32 @@ def test_any_name_is_taken_or_refused_with_its_place(tmp_path: Path, fields: lis
     folded = [name.casefold() for name in [*taken, "seed", *FIXED_COLUMNS]]
     assert len(set(folded)) == len(folded)
     assert all(len(name.encode()) <= MAX_BYTES and name.isprintable() and name[0] != "_" for name in taken)
+
+
+def test_plain_values_of_text_keyfields_that_keep_their_spelling(tmp_path: Path) -> None:
+    """Also ordinary numbers, and true and false, whose text is what it always was."""
+    values = (
+        "[1, -1.5, 1e-3, 2.5E+3, 0, 0.5, true, False, null, 0o12, y, 2024-01-01, 08, 'yes', \"012\", [yes], !!str on]"
+    )
+    (tmp_path / "g.yml").write_text(BASE.replace("type: int, values: [1, 2]", f"type: TEXT, values: {values}"))
+    [keyfield] = config.load(tmp_path / "g.yml", environment={}).database.table.keyfields
+    assert keyfield.values is not None
+    assert [*keyfield.values] == [
+        *("1", "-1.5", "0.001", "2500.0", "0", "0.5", "True", "False", None),
+        *("0o12", "y", "2024-01-01", "08", "yes", "012", "[true]", "on"),
+    ]
+
+
+def test_what_an_alias_names_is_as_written_there(tmp_path: Path) -> None:
+    text = BASE.replace("type: int, values: [1, 2]", "type: BOOLEAN, values: &words [true, yes]")
+    text = text.replace("      resultfields:", "        more: {type: TEXT, values: *words}\n      resultfields:")
+    check(tmp_path, text, V, "9:53", "write it in quotes: 'yes'")
+
+
+def test_words_that_are_no_text_are_read_as_yaml_does(tmp_path: Path) -> None:
+    text = BASE.replace("type: int, values: [1, 2]", "type: BOOLEAN, values: [yes, off]")
+    text = text.replace("acc: double", "acc: 'NUMERIC(6,2)'")
+    (tmp_path / "g.yml").write_text(text)
+    table = config.load(tmp_path / "g.yml", environment={}).database.table
+    assert table.keyfields[0].values == (True, False)
+    assert str(table.resultfields[0].type) == "NUMERIC(6,2)"

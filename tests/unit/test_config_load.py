@@ -294,7 +294,7 @@ def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix:
     with pytest.raises(NoConfigFileError) as caught:
         config.load(environment={})
     assert "config/experiment_configuration.yml" in str(caught.value)
-    assert "config/experiment_configuration.cfg" in str(caught.value)
+    assert f"config/experiment_configuration.cfg in the working directory {tmp_path}. " in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
     (tmp_path / "config").mkdir()
     (tmp_path / f"config/experiment_configuration.{suffix}").write_text(written())
