@@ -1,0 +1,204 @@
+"""Requests through the table: another `Experimenter` asks a worker to cancel, to release, or to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from asyncexp import Experimenter, ResultProcessor, Summary, SyncResultProcessor
+from asyncexp.db.base import Target
+from asyncexp.errors import ExperimentLostError
+from tests.contract.conftest import Make
+from tests.contract.support import Keys, audit, change, eventually, numbers, sql
+
+QUICK = {"heartbeat_interval": 0.2, "lease": 1}
+"""How soon requests are noticed where the database has no NOTIFY."""
+
+
+class Held:
+    """An experiment function that waits until it is cancelled, told to stop, or let go."""
+
+    def __init__(self, count: int) -> None:
+        self.all_began = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self.cancelled: list[int] = []
+        self._left = count
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        await results.process_results({"result": 1})
+        self._left -= 1
+        if self._left == 0:
+            self.all_began.set()
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(int(results.experiment_id))
+            raise
+
+
+@asynccontextmanager
+async def held(
+    make: Make, held: Held, jobs: int = 4, execution: dict[str, Any] = QUICK
+) -> AsyncIterator[tuple[asyncio.Task[Summary], Experimenter]]:
+    """A worker that runs the first `jobs` of 10 experiments, and another `Experimenter` on the same table."""
+    worker, other = (make(keyfields=numbers(10), execution=execution) for _ in range(2))
+    await worker.fill_table_from_config()
+    call = asyncio.create_task(worker.execute(held, n_jobs=jobs, max_experiments=jobs))
+    await held.all_began.wait()
+    yield call, other
+    held.let_go.set()
+    await asyncio.wait([call])
+
+
+async def test_cancel_ends_running_rows_as_error_and_says_who_asked(make: Make, target: Target) -> None:
+    async with held(make, run := Held(4)) as (call, other):
+        assert await other.cancel([2, 4]) == [2, 4]
+        await asyncio.wait_for(_until(run, [2, 4]), 10)
+        run.let_go.set()
+        summary = await call
+    assert (summary.done, summary.error, summary.retried) == (2, 2, 0)
+    errors = await sql(target, 'SELECT "ID", "error" FROM "experiments" WHERE "status" = \'error\' ORDER BY "ID"')
+    assert [number for number, _ in errors] == [2, 4]
+    assert all(text.startswith("cancelled by PyExperimenter on ") for _, text in errors)
+    assert await audit(target) == {"done": 2, "error": 2, "created": 6}
+
+
+async def _until(run: Held, ids: list[int]) -> None:
+    await eventually(lambda: sorted(run.cancelled) == ids)
+
+
+async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target) -> None:
+    async with held(make, run := Held(1), jobs=1, execution=QUICK | {"retries": 3}) as (call, other):
+        await other.cancel(1)
+        summary = await asyncio.wait_for(call, 10)
+    assert (summary.error, summary.retried) == (1, 0)
+    assert run.cancelled == [1]
+
+
+async def test_release_puts_running_rows_back_and_the_worker_does_not_take_them_at_once(
+    make: Make, target: Target
+) -> None:
+    async with held(make, run := Held(4)) as (call, other):
+        assert await other.release([3]) == [3]
+        await asyncio.wait_for(_until(run, [3]), 10)
+        run.let_go.set()
+        summary = await call
+    assert (summary.done, summary.released) == (4, 1)  # a released attempt is not counted: one more was started
+    row = 'SELECT "status", "result", "_worker" FROM "experiments" WHERE "ID" = 3 AND "_not_before" IS NOT NULL'
+    assert await sql(target, row) == [("created", None, None)]
+    assert await audit(target) == {"done": 4, "created": 6}
+
+
+async def test_threads_are_told_and_may_end_by_themselves(make: Make, target: Target) -> None:
+    worker, other = (make(keyfields=numbers(4), execution=QUICK) for _ in range(2))
+    await worker.fill_table_from_config()
+    began = threading.Barrier(3)
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        began.wait(30)
+        while not results.should_stop:
+            time.sleep(0.005)
+        results.process_results({"result": 2})
+
+    call = asyncio.create_task(worker.execute(run, n_jobs=2, max_experiments=2))
+    await asyncio.to_thread(began.wait, 30)
+    assert await other.cancel([1]) == [1]
+    assert await other.release([2]) == [2]
+    began.abort()  # whatever begins after that fails at once
+    summary = await asyncio.wait_for(call, 10)
+    assert summary.error >= 1
+    states = await sql(target, 'SELECT "status", "error" FROM "experiments" WHERE "ID" IN (1, 2) ORDER BY "ID"')
+    assert [status for status, _ in states] == ["error", "created"]
+    assert "cancelled by" in states[0][1]
+    await audit(target)
+
+
+async def test_a_thread_that_does_not_listen_loses_its_row_after_grace(make: Make, target: Target) -> None:
+    execution = QUICK | {"grace": 0.2}
+    worker, other = (make(keyfields=numbers(1), execution=execution) for _ in range(2))
+    await worker.fill_table_from_config()
+    began, release, refused = threading.Event(), threading.Event(), threading.Event()
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        began.set()
+        release.wait(30)
+        with pytest.raises(ExperimentLostError):
+            results.process_results({"result": 2})
+        refused.set()
+
+    call = asyncio.create_task(worker.execute(run))
+    await asyncio.to_thread(began.wait, 30)
+    await other.cancel([1])
+    assert (await asyncio.wait_for(call, 10)).error == 1
+    release.set()
+    assert await asyncio.to_thread(refused.wait, 10)
+    assert await sql(target, 'SELECT "status", "result" FROM "experiments"') == [("error", None)]
+
+
+async def test_rows_that_do_not_run_are_left_alone(make: Make, target: Target) -> None:
+    async with held(make, Held(2), jobs=2) as (_, other):
+        before = await sql(target, 'SELECT * FROM "experiments" WHERE "status" <> \'running\' ORDER BY "ID"')
+        assert await other.cancel([5, 6, 999]) == []
+        assert await other.release(7) == []
+        assert await other.release([]) == []
+        assert await other.cancel(iter([1, 8])) == [1]
+        after = await sql(
+            target, 'SELECT * FROM "experiments" WHERE "status" <> \'running\' AND "ID" > 1 ORDER BY "ID"'
+        )
+        assert after == before
+
+
+async def test_a_request_for_an_attempt_that_has_ended_does_not_meet_the_next_one(make: Make, target: Target) -> None:
+    async with held(make, run := Held(1), jobs=1, execution={"heartbeat_interval": 100, "lease": 400}) as (call, other):
+        await change(
+            target, 'UPDATE "experiments" SET "_request" = \'cancel\', "_requested_by" = \'me\' WHERE "ID" = 1'
+        )
+        run.let_go.set()
+        assert (await call).done == 1
+        await other.reset_experiments("done")
+        assert await sql(target, 'SELECT DISTINCT "_request", "_requested_by" FROM "experiments"') == [(None, None)]
+
+
+async def test_another_experimenter_stops_a_worker_gracefully(make: Make, target: Target) -> None:
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        began.release()
+        await eventually(lambda: results.should_stop)
+
+    began = asyncio.Semaphore(0)
+    execution = {"heartbeat_interval": 0.2, "lease": 1, "grace": 60}
+    worker, other = (make(keyfields=numbers(10), execution=execution) for _ in range(2))
+    await worker.fill_table_from_config()
+    for expected in (3, 6):  # a worker may be stopped, set to work, and stopped again
+        call = asyncio.create_task(worker.execute(run, n_jobs=3))
+        for _ in range(3):
+            await began.acquire()
+        [info] = await other.workers()
+        assert (info.state, info.running) == ("live", 3)
+        assert await other.stop([info.id]) == [info.id]
+        summary = await asyncio.wait_for(call, 10)
+        assert (summary.done, summary.stopped_by) == (3, "stop")
+        assert await audit(target) == {"done": expected, "created": 10 - expected}
+    await worker.aclose()
+    assert [info.state for info in await other.workers()] == ["stopped"]
+    assert await other.stop([info.id, 12345]) == []
+
+
+@pytest.mark.parametrize("ask", ["cancel", "release", "stop"])
+@pytest.mark.parametrize("provider", ["postgresql"])
+async def test_by_notify_a_request_is_noticed_at_once(make: Make, target: Target, ask: str) -> None:
+    slow = {"heartbeat_interval": 100, "lease": 400, "grace": 0.1}
+    async with held(make, run := Held(2), jobs=2, execution=slow) as (call, other):
+        [info] = await other.workers()
+        began = time.monotonic()
+        assert await getattr(other, ask)([info.id] if ask == "stop" else [1, 2])
+        await asyncio.wait_for(_until(run, [1, 2]), 10)
+        took = time.monotonic() - began
+        run.let_go.set()
+        await call
+    assert took < 5, f"{took:.1f} s; the next beat was 100 s away"
