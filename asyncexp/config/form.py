@@ -54,10 +54,10 @@ def _any_case(word: str) -> str:
     return "".join(f"[{letter}{letter.lower()}]" for letter in word)
 
 
-_TYPES = [*get_args(TypeName), "INTEGER", "DECIMAL", "REAL", "BOOL", "TIMESTAMP", "STR", "STRING"]
+TYPES = [*get_args(TypeName), "INTEGER", "DECIMAL", "REAL", "BOOL", "TIMESTAMP", "STR", "STRING"]
 TYPE_SCHEMA = {
     "type": "string",
-    "pattern": rf"^\s*({'|'.join(map(_any_case, _TYPES))})\s*(\(\s*[0-9]+\s*(,\s*[0-9]+\s*)?\))?\s*$",
+    "pattern": rf"^\s*({'|'.join(map(_any_case, TYPES))})\s*(\(\s*[0-9]+\s*(,\s*[0-9]+\s*)?\))?\s*$",
     "description": "VARCHAR(n), INT, BIGINT, NUMERIC(p,s), DOUBLE, FLOAT, BOOLEAN, DATETIME, TEXT, LONGTEXT or JSON.",
 }
 _VALUES_SCHEMA = {

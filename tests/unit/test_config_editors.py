@@ -14,7 +14,7 @@ import yaml
 
 from asyncexp import config
 from asyncexp.config.environment import KNOWN
-from asyncexp.config.form import DatabaseForm, KeyfieldForm, RootForm, TableForm
+from asyncexp.config.form import TYPES, DatabaseForm, KeyfieldForm, RootForm, TableForm
 from asyncexp.config.models import EXECUTION_KEYS
 from asyncexp.errors import ConfigError
 from tests.unit.test_config_errors import BASE
@@ -117,6 +117,15 @@ def test_the_page_knows_every_key_and_variable() -> None:
     missing = [key for key in sorted(keys | set(EXECUTION_KEYS)) if f"`{key}`" not in PAGE]
     variables = [name for name in KNOWN if "EXECUTION__" not in name and name not in PAGE]
     assert (missing, variables) == ([], [])
+
+
+def test_the_page_knows_every_spelling_of_every_type() -> None:
+    assert [name for name in TYPES if not re.search(rf"`{name}(\((n|p,s)\))?`", PAGE)] == []
+
+
+def test_the_page_says_which_keys_have_no_effect_yet() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\*\*Not there yet.*no effect", PAGE, re.MULTILINE)
+    assert rows == ["CodeCarbon", "max_attempts", "max_tasks_per_child", "worker_env"]
 
 
 def test_the_defaults_of_the_page_are_the_defaults(tmp_path: Path) -> None:
