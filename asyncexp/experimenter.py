@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
@@ -22,13 +23,10 @@ from asyncexp.errors import (
     ParameterCombinationError,
     SshTunnelError,
 )
+from asyncexp.execution import Call, perform
 from asyncexp.experiment import ExperimentStatus, Summary
-from asyncexp.pools.base import Pool
-from asyncexp.pools.task import TaskPool, ThreadPool, is_async
-from asyncexp.progress import reporter
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
-from asyncexp.signals import handled
 from asyncexp.store import life, migrate, read, rows, setup
 from asyncexp.store import workers as worker_rows
 from asyncexp.store.claim import Wanted
@@ -36,7 +34,7 @@ from asyncexp.store.fill import Filled, KeyRow
 from asyncexp.store.rows import fill_rows
 from asyncexp.store.study import Condition, Study, statuses, unknown
 from asyncexp.tables import frame
-from asyncexp.worker import Options, Run, supervise
+from asyncexp.worker import Options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,10 +196,11 @@ class Experimenter:
         *,
         make: bool = False,
         tables: bool = True,
+        again: bool = False,
         create_database: bool = False,
         wait_seconds: float = 0.0,
     ) -> Session:
-        """What this process and event loop have open, opened if need be."""
+        """What this process and event loop have open, opened if need be; see `Session.prepare` for the rest."""
         self._forget_strangers()
         loop = asyncio.get_running_loop()
         session = self._sessions.get(id(loop))
@@ -209,7 +208,7 @@ class Experimenter:
             session = self._sessions[id(loop)] = self._new_session()
         await session.open(create_database=create_database, wait_seconds=wait_seconds)
         if tables:
-            await session.prepare(make=make, wait_seconds=wait_seconds)
+            await session.prepare(make=make, again=again, wait_seconds=wait_seconds)
         return session
 
     def _new_session(self) -> Session:
@@ -232,8 +231,8 @@ class Experimenter:
                 del self._sessions[key]
                 session.discard()
 
-    async def _reading(self) -> Study:
-        return await (await self._session()).reading()
+    async def _reading(self, *, again: bool = False) -> Study:
+        return await (await self._session(again=again)).reading()
 
     # -------------------------------------------------------------------------------------- the tables
 
@@ -279,7 +278,7 @@ class Experimenter:
             InvalidValuesInConfiguration: a keyfield has no values.
         """
         values = rows.configured(self._configuration.database.table.keyfields)
-        study = (await self._session(make=True)).study
+        study = (await self._session(make=True, again=True)).study
         return self._filled(await rows.fill(study, rows.Rows(study).product(values)))
 
     async def fill_table_with_rows(
@@ -292,7 +291,7 @@ class Experimenter:
             ParameterCombinationError: a keyfield is missing, unknown or impossible; row and field are named.
             EmptyFillDatabaseCallError: there are no rows.
         """
-        session = await self._session(make=True)
+        session = await self._session(make=True, again=True)
         return self._filled(await fill_rows(session.study, rows))
 
     async def fill_table_from_combination(
@@ -305,7 +304,7 @@ class Experimenter:
         Raises:
             ParameterCombinationError: a keyfield is missing, unknown, given twice or impossible.
         """
-        session = await self._session(make=True)
+        session = await self._session(make=True, again=True)
         fixed = [{}] if not fixed_parameter_combinations else list(fixed_parameter_combinations)
         product = rows.Rows(session.study).product(parameters or {}, fixed)
         return self._filled(await rows.fill(session.study, product))
@@ -361,7 +360,7 @@ class Experimenter:
         _check_choice("from_status", from_status, ("created", "paused"))
         if until == "finished":
             raise InvalidConfigError('until="finished" is not there yet; use until="empty"')
-        session = await self._session(wait_seconds=settings.database_wait)
+        session = await self._session(again=True, wait_seconds=settings.database_wait)
         wanted = Wanted(
             0,
             from_status,
@@ -371,8 +370,8 @@ class Experimenter:
         )
         if random_order:
             await setup.make_index(session.study, self._schema.main, RANDOM_INDEX)
-        run = await self._run(session, experiment_function, pool, options, settings, wanted, progress, handle_signals)
-        return run.summary()
+        call = Call(experiment_function, wanted, options, settings, pool, progress, handle_signals)
+        return (await perform(session, call)).summary()
 
     async def add_experiment_and_execute(
         self,
@@ -389,7 +388,7 @@ class Experimenter:
             ParameterCombinationError: a keyfield is missing, unknown or impossible.
             DatabaseError: the row exists and is not `created`; its status is named.
         """
-        session = await self._session(make=True)
+        session = await self._session(make=True, again=True)
         row = rows.Rows(session.study).one(keyfields, "keyfields")
         return await self._run_one(session, experiment_function, Wanted(1, add=row), keywords)
 
@@ -407,7 +406,7 @@ class Experimenter:
         Raises:
             NoPausedExperimentsException: the row is not paused; the message says what it is.
         """
-        session = await self._session()
+        session = await self._session(again=True)
         await _must_be_paused(session.study, experiment_id)
         since = await _now(session.study)
         wanted = Wanted(1, "paused", ids=(int(experiment_id),), early=True, since=since)
@@ -424,59 +423,29 @@ class Experimenter:
         if unknown_keys:
             raise InvalidConfigError(unknown("no keyword", min(unknown_keys), SelectionKeywords.__annotations__))
         options, settings = self._options(1, -1, False, execution)
-        run = await self._run(
-            session,
+        call = Call(
             function,
-            keywords.get("pool"),
+            wanted,
             options,
             settings,
-            wanted,
+            keywords.get("pool"),
             keywords.get("progress", False),
             keywords.get("handle_signals"),
         )
+        run = await perform(session, call)
         if run.last_id is None:
             return None
         status = await read.status_of(session.study, run.last_id)
         return None if status is None else ExperimentStatus(status)
 
-    async def _run(
-        self,
-        session: Session,
-        function: ExperimentFunction,
-        pool: Literal["task", "process"] | None,
-        options: Options,
-        settings: ExecutionConfig,
-        wanted: Wanted,
-        progress: bool | Callable[[Summary], None] | None,
-        handle_signals: bool | None,
-    ) -> Run:
-        made = _pool(function, pool or settings.pool)
-        await session.start_worker(settings.heartbeat_interval, settings.lease)
-        with reporter(progress) as report:
-            left = None if report is None else await _left(session.study, wanted, options.max_experiments)
-            run = Run(
-                session,
-                function,
-                made,
-                options,
-                wanted,
-                synchronous=isinstance(made, ThreadPool),
-                report=report,
-                left=left,
-            )
-            session.runs.add(run)
-            try:
-                with handled(run, handle_signals):
-                    summary = await supervise(run)
-            finally:
-                session.runs.discard(run)
-        self._logger.info("%s", _told(summary))
-        return run
-
     def _options(
         self, n_jobs: int | None, max_experiments: int, random_order: bool, execution: Mapping[str, Any]
     ) -> tuple[Options, ExecutionConfig]:
         """The keywords of a call over the environment over the configuration, checked."""
+        for name in execution.keys() - ExecutionKeywords.__annotations__.keys():
+            known = [*inspect.signature(self.execute).parameters, *ExecutionKeywords.__annotations__]
+            known.remove("execution")
+            raise InvalidConfigError(unknown("no keyword", name, known))
         settings = config.execution(self._configuration, **execution)
         _check_count("max_experiments", max_experiments)
         options = Options(
@@ -515,7 +484,7 @@ class Experimenter:
             InvalidColumnError: no such status.
             ParameterCombinationError: no filter at all, or an unknown keyfield.
         """
-        study = await self._reading()
+        study = await self._reading(again=True)
         return await life.reset(study, self._selected(study, which, where, ids))
 
     async def delete_experiments(
@@ -620,28 +589,11 @@ async def _now(study: Study) -> Any:
     return now
 
 
-async def _left(study: Study, wanted: Wanted, most: int) -> int:
-    """How many rows a run has before it, if nobody else takes any."""
-    if wanted.add is not None:
-        return 1
-    chosen = life.selection(study, [wanted.status], wanted.where, wanted.ids)
-    open_rows = sum((await read.counts(study, chosen)).values())
-    return open_rows if most < 0 else min(most, open_rows)
-
-
 async def _must_be_paused(study: Study, experiment_id: int) -> None:
     status = await read.status_of(study, experiment_id)
     if status != "paused":
         what = "does not exist" if status is None else f"is {status!r}"
         raise NoPausedExperimentsException(f"Experiment {experiment_id} {what}; only a paused one can be continued.")
-
-
-def _pool(function: ExperimentFunction, pool: str | None) -> Pool:
-    if not callable(function):
-        raise InvalidConfigError(f"experiment_function is {type(function).__name__}; it must be a function")
-    if pool not in (None, "task"):
-        raise InvalidConfigError(f"pool={pool!r} is not there yet; leave it out, or use pool='task'")
-    return TaskPool() if is_async(function) else ThreadPool()
 
 
 def _jobs(configuration: Configuration, n_jobs: int | None) -> int:
@@ -669,13 +621,6 @@ def _ids(ids: Iterable[int] | int) -> list[int]:
 
 def _absolute(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path).absolute()
-
-
-def _told(summary: Summary) -> str:
-    parts = [f"{getattr(summary, name)} {name}" for name in ("done", "error", "paused", "released", "lost", "retried")]
-    shown = ", ".join(part for part in parts if not part.startswith("0 ")) or "nothing to do"
-    stopped = f" (stopped by {summary.stopped_by})" if summary.stopped_by else ""
-    return f"{shown} in {summary.seconds:.1f} s{stopped}"
 
 
 __all__ = ["DatabaseError", "Experimenter", "KeyRow"]

@@ -70,7 +70,6 @@ class Service:
         self._logger = logger
         self._user_loop = asyncio.get_running_loop()
         self._requests = 0
-        self._stop_told = False
         self._waits = 0
         self._listens = False
         self._described = False
@@ -174,10 +173,9 @@ class Service:
             self._described = True
 
     async def _bring_back(self, study: Study, told: workers.Beat) -> None:
-        if told.stop_requested and not self._stop_told:
-            self._stop_told = True
-            self._call(self._tell.stop, told.stop_requested)
         if told.requests != self._requests:
+            if told.stop_requested:
+                self._call(self._tell.stop, told.stop_requested)
             asked = await workers.requests(study, self._worker.id, self._tell.running())
             self._requests = told.requests
             if asked:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from asyncexp.errors import (
     DatabaseQueryError,
@@ -20,6 +22,7 @@ from asyncexp.store.study import Study, unknown
 from asyncexp.writer import Writer, lost
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 HEARTBEAT_SECONDS = 1.0
 """At most one write of an experiment's heartbeat in this time."""
@@ -40,6 +43,19 @@ class Attempt(Protocol):
     def should_stop(self) -> bool: ...
 
 
+def _noticed(
+    method: Callable[Concatenate[ResultProcessor, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[ResultProcessor, P], Coroutine[Any, Any, T]]:
+    """Counts a call until it begins, so that a forgotten `await` is found out."""
+
+    def call(self: ResultProcessor, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        self.unawaited += 1
+        return method(self, *args, **kwargs)
+
+    functools.update_wrapper(call, method)
+    return call
+
+
 class ResultProcessor:
     """Reports results, logs and progress of one attempt, from `async def` functions.
 
@@ -56,6 +72,8 @@ class ResultProcessor:
         self._heartbeat: dict[str, Any] = {}
         self._heartbeat_due: float = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self.unawaited = 0
+        """Calls of which nobody has awaited the result: nothing of them is done."""
 
     @property
     def experiment_id(self) -> ExperimentId:
@@ -72,6 +90,7 @@ class ResultProcessor:
         """True once this experiment should come to an end: save a checkpoint, return `CREATED` or `PAUSED`."""
         return self._state.should_stop
 
+    @_noticed
     async def process_results(self, results: Mapping[str, Any]) -> None:
         """Writes results into the row; when it returns they are committed.
 
@@ -82,10 +101,11 @@ class ResultProcessor:
             DatabaseQueryError: the database refused the values; nothing of this call was written.
             ExperimentLostError: the row is no longer this worker's; nothing was written.
         """
-        self._alive()
+        self._begin()
         fields, size = self._results(results)
         await self._writer.send(self._key, fields, size)
 
+    @_noticed
     async def process_logs(self, logs: Mapping[str, LogRows]) -> None:
         """Adds lines to log tables, in order; written in the background, at most 0.2 s later.
 
@@ -97,26 +117,35 @@ class ResultProcessor:
             DatabaseQueryError: the database refused lines sent earlier.
             ExperimentLostError: the row is no longer this worker's.
         """
-        self._alive()
+        self._begin()
         lines, size = self._lines(logs)
         await self._writer.log(self._key, lines, size)
 
+    @_noticed
     async def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
-        """A sign of life, with the fraction done (0 to 1) and a word on it, for others to see.
+        """A sign of life, with the fraction done and a word on it, for others to see.
 
-        Merged: written at most once a second.
+        Merged: written at most once a second. A fraction outside 0 to 1 is moved to the nearer end, NaN left out.
+
+        Raises:
+            InvalidResultFieldError: `progress` is no number.
         """
-        self._alive()
+        self._begin()
         self._note_heartbeat(progress, message)
 
+    @_noticed
     async def flush(self) -> None:
         """Returns when everything sent so far is committed."""
-        self._alive()
+        self._begin()
         self._write_heartbeat()
         await self._writer.settled(self._key)
         self._alive()
 
     # ------------------------------------------------------------------------------------- checking
+
+    def _begin(self) -> None:
+        self.unawaited -= 1
+        self._alive()
 
     def _alive(self) -> None:
         self._state.last_sign = time.monotonic()
@@ -126,6 +155,8 @@ class ResultProcessor:
             raise DatabaseQueryError(f"The database refused what was sent earlier: {refused}") from refused
 
     def _results(self, results: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        if not isinstance(results, Mapping):
+            raise InvalidResultFieldError(f"results are a dict of fields and values, not {type(results).__name__}")
         encoders = self._study.result_encoders
         fields: dict[str, Any] = {}
         size = 0
@@ -141,6 +172,8 @@ class ResultProcessor:
         return fields, size
 
     def _lines(self, logs: Mapping[str, LogRows]) -> tuple[list[tuple[str, tuple[Any, ...]]], int]:
+        if not isinstance(logs, Mapping):
+            raise InvalidLogFieldError(f"logs are a dict of log tables and rows, not {type(logs).__name__}")
         tables = self._study.log_encoders
         lines: list[tuple[str, tuple[Any, ...]]] = []
         size = 0
@@ -149,7 +182,7 @@ class ResultProcessor:
             columns = tables.get(table)
             if columns is None:
                 raise InvalidLogFieldError(unknown("no log table", table, tables))
-            for row in (rows,) if isinstance(rows, Mapping) else rows:
+            for row in _rows(table, rows):
                 values, more = self._line(table, columns, row)
                 lines.append((table, (now, *values)))
                 size += more
@@ -177,14 +210,15 @@ class ResultProcessor:
             return 16
         size = len(value)
         if size * 4 > self._study.db.max_value_bytes and len(value.encode()) > self._study.db.max_value_bytes:
-            raise error(f"{where}: {size} characters are more than the server takes in one value")
+            most = self._study.db.max_value_bytes
+            raise error(f"{where}: {size} characters are more than the server takes in one value ({most} bytes)")
         return size
 
     # ------------------------------------------------------------------------------------ heartbeat
 
     def _note_heartbeat(self, progress: float | None, message: str | None) -> None:
-        if progress is not None:
-            self._heartbeat["_progress"] = float(progress)
+        if progress is not None and (fraction := _fraction(progress)) is not None:
+            self._heartbeat["_progress"] = fraction
         if message is not None:
             self._heartbeat["_message"] = clean(str(message))
         self._heartbeat["_heartbeat"] = self._study.now()
@@ -267,6 +301,23 @@ class SyncResultProcessor:
 def clean(text: str) -> str:
     """Text that every database takes: no NUL, no lone surrogate."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _rows(table: str, rows: LogRows) -> Iterable[Mapping[str, Any]]:
+    listed = [rows] if isinstance(rows, Mapping) else list(rows) if isinstance(rows, Iterable) else [rows]
+    for row in listed:
+        if not isinstance(row, Mapping):
+            found = type(row).__name__
+            raise InvalidLogFieldError(f"log table {table!r}: a row is a dict of columns and values, not {found}")
+    return listed
+
+
+def _fraction(progress: float) -> float | None:
+    try:
+        given = float(progress)
+    except (TypeError, ValueError):
+        raise InvalidResultFieldError(f"heartbeat: progress is a fraction from 0 to 1, not {progress!r}") from None
+    return None if math.isnan(given) else min(1.0, max(0.0, given))
 
 
 def _encode(encode: Callable[[object], Any], value: Any, where: str, error: type[Exception]) -> Any:

@@ -340,16 +340,23 @@ _ALIKE = ({"json", "text"}, {"boolean", "integer"})
 
 
 def differences(
-    table: Table, found: Sequence[tuple[str, str]], dialect: Dialect, *, loose: Sequence[str] = ()
+    table: Table,
+    found: Sequence[tuple[str, str]],
+    dialect: Dialect,
+    *,
+    loose: Sequence[str] = (),
+    missing: bool = True,
 ) -> Iterator[str]:
     """What separates a table in the database from its description, one phrase each.
 
-    Names and kinds of type count, order and width do not. Columns named in `loose` may be of any kind.
+    Names and kinds of type count, order and width do not. Columns named in `loose` may be of any kind;
+    `missing` is false where columns that are not there yet do not matter.
     """
     have = dict(found)
     for column in table.columns:
         if column.name not in have:
-            yield f"column {column.name!r} is missing"
+            if missing:
+                yield f"column {column.name!r} is missing"
         elif column.name not in loose and not _same_kind(column, have[column.name], dialect):
             there, here = have[column.name], _wanted(column, dialect)
             yield f"column {column.name!r} is {there!r} in the database, {here!r} in the configuration"

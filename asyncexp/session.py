@@ -74,17 +74,23 @@ class Session:
                 await self._patiently(self.study.set_clock, wait_seconds)
                 self._opened = True
 
-    async def prepare(self, *, make: bool, wait_seconds: float = 0.0) -> None:
-        """Sees to it once that the tables are there and as configured.
+    async def prepare(self, *, make: bool, again: bool = False, wait_seconds: float = 0.0) -> None:
+        """Sees to it that the tables are there and as configured: once, or `again` for what adds or takes rows.
+
+        Somebody may have migrated them meanwhile, and rows without a new keyfield would be other rows.
 
         Raises:
             MissingTable: they are not there, and were not to be made.
             TableHasWrongStructureError: they are not what the configuration describes.
         """
-        if self._prepared:
+        if self._prepared and not again:
             return
+        await self._patiently(lambda: self._look(make), wait_seconds)
+        self._prepared = True
+
+    async def _look(self, make: bool) -> None:
         if make:
-            await self._patiently(lambda: setup.create(self.study), wait_seconds)
+            await setup.create(self.study)
         elif await self.study.db.columns(self.study.schema.name) is None:
             raise MissingTable(
                 f"There is no table {self.study.schema.name!r} in this database yet: fill it first "
@@ -92,7 +98,6 @@ class Session:
             )
         else:
             await setup.check(self.study)
-        self._prepared = True
 
     def unprepared(self) -> None:
         """The tables were dropped or changed: look again at the next call."""
@@ -110,8 +115,9 @@ class Session:
                 await attempt()
             except Outage as outage:
                 if self.loop.time() + wait > until:
-                    raise DatabaseConnectionError(str(outage)) from outage
-                self.logger.warning("The database cannot be reached, trying again: %s", outage)
+                    raise DatabaseConnectionError(str(outage)) from None
+                if wait == FIRST_WAIT_SECONDS:
+                    self.logger.warning("Trying for %g s to reach the database: %s", wait_seconds, outage)
             else:
                 return
             await asyncio.sleep(wait)
@@ -131,6 +137,8 @@ class Session:
     async def start_worker(self, interval_seconds: float, lease_seconds: float) -> None:
         """Registers this worker and starts its sign of life and its writer, once."""
         async with self._starting:
+            if self._registered and not self.runs:
+                await workers.forget_stop(self.study, self.identity.id)
             if not self._registered:
                 await workers.register(self.study, self.identity, lease_seconds, provenance.here())
                 self._registered = True

@@ -116,7 +116,6 @@ class Run:
         *,
         synchronous: bool,
         report: Callable[[Summary], None] | None = None,
-        left: int | None = None,
     ) -> None:
         self.stopped_by: StoppedBy | None = None
         self.hurries = False
@@ -129,7 +128,7 @@ class Run:
         self._ids = dict.fromkeys(wanted.ids) if wanted.ids is not None else None
         self._synchronous = synchronous
         self._report = report
-        self._left = left
+        self._left: int | None = None
         self._loop = asyncio.get_running_loop()
         self._began = time.monotonic()
         self._live: dict[Key, Live] = {}
@@ -148,7 +147,8 @@ class Run:
         self._retries: dict[int, float] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._changed = asyncio.Event()
-        self._give_up = False
+        self.gave_up = False
+        """The database stayed away, and the run ended without it."""
         self.finished = asyncio.Event()
         self.last_id: int | None = None
         """The row started last."""
@@ -183,6 +183,14 @@ class Run:
             errors=tuple(self._errors),
         )
 
+    def left_is(self, open_rows: int, running: int, *, final: bool = False) -> None:
+        """How many rows could be taken and how many of the selection run, as just counted."""
+        mine = len(self._live)
+        most = self.options.max_experiments
+        left = open_rows + min(mine, running)
+        self._left = left if final or most < 0 else min(left, most - self._started + mine)
+        self._tell()
+
     async def _wait(self) -> None:
         try:
             await self._changed.wait()
@@ -200,7 +208,7 @@ class Run:
         return self._is_over()
 
     def _is_over(self) -> bool:
-        if self._give_up:
+        if self.gave_up:
             return True
         if self._live or self._storing or self._claiming is not None:
             return False
@@ -385,8 +393,7 @@ class Run:
         if live.over:
             return
         end = self._judge(live, result)
-        alike = result.place if isinstance(result, Raised) else end.error
-        self._close(live, end, alike)
+        self._close(live, end, _likeness(result, end))
 
     def _judge(self, live: Live, result: Result) -> End:
         if live.ending is not None:
@@ -395,12 +402,18 @@ class Run:
             return End("released")
         match result:
             case Returned(value):
-                return self._returned(value)
+                return self._forgotten(live) or self._returned(value)
             case Raised(text, kind):
                 return self._error(text, kind)
             case Cancelled():
                 text = "CancelledError: the function was cancelled, but not by asyncexp"
                 return self._error(text, asyncio.CancelledError)
+
+    def _forgotten(self, live: Live) -> End | None:
+        if live.processor is None or not live.processor.unawaited:
+            return None
+        text = "The function ended without awaiting a call on its result processor: write `await` before it."
+        return End("error", error=f"{text} Nothing of that call was written.")
 
     def _returned(self, value: Any) -> End:
         if value is None:
@@ -588,7 +601,7 @@ class Run:
                 "their lease is over.",
                 self._storing,
             )
-        self._give_up = True
+        self.gave_up = True
         self._wake()
 
     def asked(self, request: Request, live: Live) -> None:
@@ -617,6 +630,15 @@ class Run:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+
+
+def _likeness(result: Result, end: End) -> str | None:
+    """What failures must share to be alike; None for one that the function meant."""
+    if isinstance(result, Raised):
+        return result.place
+    if end.error is None or not isinstance(result, Returned):
+        return end.error
+    return f"returned {type(result.value).__name__}"
 
 
 async def supervise(run: Run) -> Summary:

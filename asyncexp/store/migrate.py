@@ -15,6 +15,7 @@ from typing import Any
 from asyncexp.db.base import Row, Transaction
 from asyncexp.errors import ParameterCombinationError, TableHasWrongStructureError
 from asyncexp.schema import DATE, Column, Table, column_ddl, quote
+from asyncexp.store import setup, workers
 from asyncexp.store.fill import KeyRow, end_turn, take_turn
 from asyncexp.store.flush import update
 from asyncexp.store.rows import Rows
@@ -30,8 +31,10 @@ async def migrate(study: Study, keyfields: Sequence[Any], logger: logging.Logger
     """Brings existing tables up to the configuration; tables that are missing are left for `create`.
 
     Raises:
-        TableHasWrongStructureError: a new keyfield has no default, or a row cannot be read as configured.
+        TableHasWrongStructureError: something differs that adding does not mend, a new keyfield has no default, or
+            a row cannot be read as configured. Nothing was changed.
     """
+    await setup.check(study, missing_is_error=False, columns_may_miss=True)
     lacking = await _lacking(study)
     defaults = {key.name: key.default for key in keyfields if key.has_default}
     _check_new_keyfields(study, lacking, defaults)
@@ -41,6 +44,10 @@ async def migrate(study: Study, keyfields: Sequence[Any], logger: logging.Logger
         for name, columns in lacking.items():
             for column in columns:
                 await study.execute(tx, f"ALTER TABLE {quote(name)} ADD COLUMN {column_ddl(column, study.dialect)}")
+        new_keys = any(column.name in study.schema.key_names for column in lacking.get(study.schema.name, ()))
+        if new_keys and study.schema.workers.name in lacking:
+            # Functions under way do not know the new field, and rows without it would be other rows.
+            await workers.stop_all(study, tx, "migrate(), which added a keyfield")
         for table in (*study.schema.logs.values(), study.schema.codecarbon):
             if table.name in lacking:
                 await _take_over_lines(study, tx, table)

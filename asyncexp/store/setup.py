@@ -59,7 +59,7 @@ async def make_index(study: Study, table: Table, index: Index) -> None:
             raise
 
 
-async def check(study: Study, *, missing_is_error: bool = True) -> bool:
+async def check(study: Study, *, missing_is_error: bool = True, columns_may_miss: bool = False) -> bool:
     """Compares the tables with the configuration; whether any is missing.
 
     Raises:
@@ -74,7 +74,8 @@ async def check(study: Study, *, missing_is_error: bool = True) -> bool:
             found += [f"table {table.name!r} is missing"] if missing_is_error else []
             continue
         loose = [c.name for c in table.columns if study.schema.result_timestamps and c.name.endswith("_timestamp")]
-        found += [f"{table.name}: {line}" for line in differences(table, columns, study.dialect, loose=loose)]
+        apart = differences(table, columns, study.dialect, loose=loose, missing=not columns_may_miss)
+        found += [f"{table.name}: {line}" for line in apart]
     if found:
         raise TableHasWrongStructureError(_explain(study, found))
     return missing

@@ -138,6 +138,12 @@ async def say_stopped(study: Study, worker: int, done: int, error: int) -> None:
     await study.execute(study.db, text, worker=worker, done=done, error=error)
 
 
+async def forget_stop(study: Study, worker: int) -> None:
+    """Drops a request to stop that came while nothing ran: it is not meant for what begins now."""
+    text = f'UPDATE {study.workers} SET "stop_requested" = NULL WHERE "id" = :worker AND "stop_requested" IS NOT NULL'
+    await study.execute(study.db, text, worker=worker)
+
+
 async def ask(study: Study, ids: Sequence[int], kind: str, by: str) -> list[int]:
     """Asks the workers of running rows to cancel or release them; the IDs of the rows asked for."""
     if not ids:
@@ -172,12 +178,24 @@ async def ask_to_stop(study: Study, workers: Sequence[int], by: str) -> list[int
         )
         asked = [int(row[0]) for row in await study.fetch(tx, text, ids=study.integers(workers))]
         if asked:
-            text = f'UPDATE {study.workers} SET "stop_requested" = :by WHERE {study.member(WORKER_ID, ":ids")}'
-            await study.execute(tx, text, by=by, ids=study.integers(asked))
-            await _raise_counter(study, tx, asked)
+            await _request_stop(study, tx, asked, by)
         return asked
 
     return await study.db.run(work)
+
+
+async def stop_all(study: Study, tx: Transaction, by: str) -> None:
+    """Asks every worker of the table to stop gracefully, if there are tables of workers yet."""
+    text = f'SELECT "id" FROM {study.workers} WHERE "stopped" IS NULL ORDER BY "id"{study.dialect.for_update}'
+    asked = [int(row[0]) for row in await study.fetch(tx, text)]
+    if asked:
+        await _request_stop(study, tx, asked, by)
+
+
+async def _request_stop(study: Study, tx: Transaction, asked: Sequence[int], by: str) -> None:
+    text = f'UPDATE {study.workers} SET "stop_requested" = :by WHERE {study.member(WORKER_ID, ":ids")}'
+    await study.execute(tx, text, by=by, ids=study.integers(asked))
+    await _raise_counter(study, tx, asked)
 
 
 async def _raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -> None:

@@ -551,9 +551,17 @@ async def test_no_filter_at_all_is_an_error_and_so_is_an_unknown_one(make: Make,
     assert list((await experimenter.get_table())["ID"]) == [1, 2, 3, 4, 5]
 
 
-async def test_a_reset_that_fails_half_way_changes_nothing(make: Make, target: Target) -> None:
+async def _nothing_to_see(*_: object, **__: object) -> bool:
+    return False
+
+
+async def test_a_reset_that_fails_half_way_changes_nothing(
+    make: Make, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experimenter = await _one_of_each(make)
     await sql.execute(target, 'DROP TABLE "experiments_attempts"')
+    # As if it went between the look at the tables and the reset.
+    monkeypatch.setattr("asyncexp.session.setup.check", _nothing_to_see)
     with pytest.raises(DatabaseQueryError, match="experiments_attempts"):
         await experimenter.reset_experiments("all")
     assert list((await experimenter.get_table())["ID"]) == [1, 2, 3, 4, 5]

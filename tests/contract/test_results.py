@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from tests.contract.conftest import Make
 from tests.contract.support import eventually
 
 ROW = {"number": 1, "kind": "a"}
+NEAR = timedelta(seconds=1)
+"""How well a worker knows the database's clock, at the least."""
 TWO_TABLES = {"steps": {"step": "INT", "note": "TEXT"}, "losses": {"loss": "DOUBLE"}}
 
 
@@ -121,7 +124,7 @@ async def test_each_result_has_the_time_when_it_was_written(make: Make) -> None:
 
     await experimenter.execute(run)
     [row] = (await experimenter.get_table()).to_dict("records")
-    assert row["start_date"] <= row["result_timestamp"] <= row["end_date"]
+    assert row["start_date"] - NEAR < row["result_timestamp"] < row["end_date"] + NEAR
     assert str(row["text_timestamp"]) == "NaT"
 
 
@@ -278,7 +281,7 @@ async def test_heartbeats_are_merged_to_one_write_a_second(make: Make, target: T
     assert 2 <= len(written) <= lasted[0] + 2
     [row] = (await experimenter.get_table()).to_dict("records")
     assert (row["_progress"], row["_message"]) == (0.25, "step 250")
-    assert row["start_date"] <= row["_heartbeat"] <= row["end_date"]
+    assert row["start_date"] - NEAR < row["_heartbeat"] < row["end_date"] + NEAR
 
 
 async def test_progress_and_message_are_there_for_others_while_it_runs(make: Make) -> None:
@@ -396,3 +399,48 @@ async def test_nothing_is_accepted_after_the_end(make: Make, target: Target) -> 
         await kept[0].heartbeat()
     assert await _row(target, "result", "status") == (None, "done")
     assert await _lines(target) == 0
+
+
+async def test_a_forgotten_await_is_an_error_that_says_so(make: Make) -> None:
+    experimenter = make()
+    await experimenter.fill_table_from_config()
+
+    async def forgetful(keyfields: dict[str, Any], results: ResultProcessor, custom: dict[str, Any]) -> None:
+        results.process_results({"result": 1.0}).close()  # closed, or Python would warn as well
+
+    summary = await experimenter.execute(forgetful, max_experiments=1)
+    assert summary.error == 1
+    assert "write `await` before it" in (await experimenter.get_table({"status": "error"}))["error"].iloc[0]
+
+
+@pytest.mark.parametrize(("given", "stored"), [(float("nan"), None), (1.7, 1.0), (-1, 0.0), (float("inf"), 1.0)])
+async def test_a_fraction_that_is_none_costs_no_experiment(make: Make, given: float, stored: float | None) -> None:
+    experimenter = make()
+    await experimenter.fill_table_from_config()
+
+    async def run(keyfields: dict[str, Any], results: ResultProcessor, custom: dict[str, Any]) -> None:
+        await results.heartbeat(given, "still here")
+
+    assert (await experimenter.execute(run, max_experiments=1)).done == 1
+    row = (await experimenter.get_table({"status": "done"})).iloc[0]
+    assert row["_message"] == "still here"
+    assert (None if row["_progress"] != row["_progress"] else row["_progress"]) == stored
+
+
+async def test_what_is_no_dict_is_refused_in_one_sentence(make: Make) -> None:
+    experimenter = make()
+    await experimenter.fill_table_from_config()
+
+    async def run(keyfields: dict[str, Any], results: Any, custom: dict[str, Any]) -> None:
+        for wrong in (None, [1], "result"):
+            with pytest.raises(InvalidResultFieldError, match="results are a dict"):
+                await results.process_results(wrong)
+            with pytest.raises(InvalidLogFieldError, match="logs are a dict"):
+                await results.process_logs(wrong)
+        for rows in (5, [5]):
+            with pytest.raises(InvalidLogFieldError, match="a row is a dict of columns and values, not int"):
+                await results.process_logs({"steps": rows})
+        with pytest.raises(InvalidResultFieldError, match="a fraction from 0 to 1, not 'x'"):
+            await results.heartbeat("x")
+
+    assert (await experimenter.execute(run, max_experiments=1)).done == 1

@@ -1,0 +1,165 @@
+"""One call that runs experiments, from the pool to the last word: what goes on around a `Run`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from asyncexp.config.models import ExecutionConfig
+from asyncexp.db.base import Outage
+from asyncexp.errors import InvalidConfigError
+from asyncexp.experiment import Summary
+from asyncexp.pools.base import Pool
+from asyncexp.pools.task import TaskPool, ThreadPool, is_async
+from asyncexp.progress import reporter
+from asyncexp.session import Session
+from asyncexp.signals import handled
+from asyncexp.store import life, read, workers
+from asyncexp.store.claim import Wanted
+from asyncexp.worker import Options, Run, supervise
+
+RECOUNT_SECONDS = 5.0
+RECOUNT_SHARE = 10
+"""Counting the open rows again waits at least so many times what the last count took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a call of `execute` and its like was asked for."""
+
+    function: Callable[..., Any]
+    wanted: Wanted
+    options: Options
+    settings: ExecutionConfig
+    pool: str | None
+    progress: bool | Callable[[Summary], None] | None
+    handle_signals: bool | None
+
+
+async def perform(session: Session, call: Call) -> Run:
+    """Runs experiments on a session and says in the log what came of it.
+
+    Raises:
+        InvalidConfigError: the function cannot be called as an experiment, or the pool does not exist.
+        DatabaseError: the database refused something that is not the experiments' fault.
+    """
+    pool = _pool(call.function, call.pool or call.settings.pool)
+    await session.start_worker(call.settings.heartbeat_interval, call.settings.lease)
+    with reporter(call.progress) as report:
+        synchronous = isinstance(pool, ThreadPool)
+        run = Run(session, call.function, pool, call.options, call.wanted, synchronous=synchronous, report=report)
+        session.runs.add(run)
+        try:
+            async with _counting(session, run, call.wanted, report is not None):
+                with handled(run, call.handle_signals):
+                    await supervise(run)
+        finally:
+            session.runs.discard(run)
+    await _say(session, run, call.wanted)
+    return run
+
+
+def _pool(function: Callable[..., Any], pool: str | None) -> Pool:
+    if not callable(function):
+        raise InvalidConfigError(f"experiment_function is {type(function).__name__}; it must be a function")
+    if pool not in (None, "task"):
+        raise InvalidConfigError(f"pool={pool!r} is not there yet; leave it out, or use pool='task'")
+    try:
+        inspect.signature(function).bind({}, None, {})
+    except TypeError as wrong:
+        wanted = "(keyfields, result_processor, custom_fields)"
+        raise InvalidConfigError(f"experiment_function is called with {wanted}: {wrong}") from None
+    except ValueError:  # a built-in that does not tell its parameters
+        pass
+    return TaskPool() if is_async(function) else ThreadPool()
+
+
+# ---------------------------------------------------------------------------------------- counting
+
+
+@asynccontextmanager
+async def _counting(session: Session, run: Run, wanted: Wanted, shown: bool) -> AsyncIterator[None]:
+    """While somebody looks on, counts the open rows now and then: other workers take some, too."""
+    if not shown or wanted.add is not None:
+        yield
+        return
+    run.left_is(*await _open(session, wanted))
+    counter = asyncio.create_task(_recount(session, run, wanted), name="asyncexp count")
+    try:
+        yield
+    finally:
+        counter.cancel()
+        await asyncio.wait([counter])
+
+
+async def _recount(session: Session, run: Run, wanted: Wanted) -> None:
+    took = 0.0
+    while True:
+        await asyncio.sleep(max(RECOUNT_SECONDS, RECOUNT_SHARE * took))
+        began = time.monotonic()
+        try:
+            run.left_is(*await _open(session, wanted))
+        except Outage:
+            continue
+        took = time.monotonic() - began
+
+
+async def _open(session: Session, wanted: Wanted) -> tuple[int, int]:
+    """Rows that a run could take, and rows of its selection that are running."""
+    study = await session.reading()
+    chosen = life.selection(study, [wanted.status, "running"], wanted.where, wanted.ids)
+    found = await read.counts(study, chosen)
+    return found[wanted.status], found["running"]
+
+
+# ------------------------------------------------------------------------------------ the last word
+
+
+async def _say(session: Session, run: Run, wanted: Wanted) -> None:
+    elsewhere = 0
+    if wanted.add is None:
+        try:
+            left, elsewhere = await _open(session, wanted)
+            run.left_is(left, elsewhere, final=True)
+            if elsewhere:
+                await _warn_of_lost_workers(session)
+        except Outage as away:
+            session.logger.warning("What is left could not be counted: %s", away)
+    session.logger.info("%s", told(run.summary(), elsewhere))
+
+
+async def _warn_of_lost_workers(session: Session) -> None:
+    listed = await workers.listed(await session.reading())
+    for worker in listed:
+        if worker.state == "lost" and worker.running:
+            session.logger.warning(
+                "%d rows still run in the name of a worker last seen at %s UTC (%s, pid %d). If it is dead for good "
+                'and no other worker runs, call reset_experiments("running").',
+                worker.running,
+                f"{worker.heartbeat:%Y-%m-%d %H:%M:%S}",
+                worker.machine,
+                worker.pid,
+            )
+
+
+def told(summary: Summary, elsewhere: int = 0) -> str:
+    """A run in one line."""
+    names = ("done", "error", "paused", "released", "lost", "retried")
+    counted = [f"{count} {name}" for name in names if (count := getattr(summary, name))]
+    parts = [f"{', '.join(counted) or 'nothing to do'} in {summary.seconds:.1f} s"]
+    if summary.stopped_by:
+        parts.append(f"stopped by {summary.stopped_by}")
+    if summary.left:
+        parts.append(f"{summary.left} rows still open")
+    if elsewhere:
+        parts.append(f"{elsewhere} running elsewhere")
+    if summary.errors:
+        [(line, _)] = Counter(summary.errors).most_common(1)
+        parts.append(f"see errors() and retry_errors(), for instance {line}")
+    return "; ".join(parts)
