@@ -235,7 +235,7 @@ class PostgresDriver:
             ours = refused(error, self.place) or translated(error, self.place)
             if ours is None:
                 raise
-            raise ours from error
+            raise ours from None
         return connection
 
     def _options(self) -> dict[str, Any]:
