@@ -12,7 +12,7 @@ BIN := .venv/bin
 .PHONY: help venv demo test servers bench-quick bench clean
 
 help:
-	@echo 'make demo         a grid of real experiments on SQLite, with a table and a plot (about a minute)'
+	@echo 'make demo         a grid of real experiments on SQLite, with a table and a plot (about a minute, installation included up to two)'
 	@echo 'make test         format, lint, types, imports, and all tests on SQLite, PostgreSQL and MariaDB'
 	@echo 'make bench-quick  throughput against the bare drivers, in under a minute; make bench takes longer'
 	@echo 'make venv         only the environment; make clean removes it'

@@ -44,19 +44,19 @@ async def main():
     )
     async with experimenter:
         filled = await experimenter.fill_table_from_config()
-        print(f"Experiments: {filled.added} added, {filled.existed} were there already.")
+        print(f"Experiments: {filled.added} added, {filled.existed} were there already.", flush=True)
         summary = await experimenter.execute(run_experiment, progress=True)
         table = await experimenter.get_table({"status": "done"})
 
     if summary.stopped_by:
         raise SystemExit(f"Stopped by {summary.stopped_by}. Start it again to go on.")
     if summary.done:
-        print(f"Ran: {summary.done} done, {summary.error} failed, {summary.retried} tried again.")
+        print(f"Ran: {summary.done} done, {summary.error} failed, {summary.retried} tried again.", flush=True)
         in_a_row = table["waited_seconds"].sum()
-        print(f"Took {summary.seconds:.1f} s; one after another it would have been {in_a_row:.0f} s.")
+        print(f"Took {summary.seconds:.1f} s; one after another it would have been {in_a_row:.0f} s.", flush=True)
     else:
-        print("Nothing to do: every experiment has been run.")
-    print(table.groupby("temperature")["words"].agg(["count", "mean"]).round(2).to_string())
+        print("Nothing to do: every experiment has been run.", flush=True)
+    print(table.groupby("temperature")["words"].agg(["count", "mean"]).round(2).to_string(), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def print_table(table, folds):
     for dataset, row in best.reindex(columns=KERNELS, level="kernel").iterrows():
         shown.add_row(dataset, *(cell(row["mean"], row["std"], kernel) for kernel in KERNELS))
     Console().print(shown)
-    print(f"{len(finished(table))} experiments, {len(folds)} folds in the log table.")
+    print(f"{len(finished(table))} experiments, {len(folds)} folds in the log table.", flush=True)
 
 
 def cell(means, deviations, kernel):
@@ -49,7 +49,7 @@ def cell(means, deviations, kernel):
 def save_csv(table, path):
     """All rows, without the bookkeeping columns."""
     table[[name for name in table.columns if not name.startswith("_")]].to_csv(path, index=False)
-    print(f"Wrote {path.name}.")
+    print(f"Wrote {path.name}.", flush=True)
 
 
 def save_plot(table, path):
@@ -85,7 +85,7 @@ def save_plot(table, path):
     title_and_legend(figure, panels[0, 0], seeds=table["seed"].nunique())
     figure.savefig(path, dpi=200)
     plt.close(figure)
-    print(f"Wrote {path.name}.")
+    print(f"Wrote {path.name}.", flush=True)
 
 
 def finish(panel):

@@ -64,15 +64,15 @@ async def main():
     )
     async with experimenter:
         filled = await experimenter.fill_table_from_config()
-        print(f"Experiments: {filled.added} added, {filled.existed} were there already.")
+        print(f"Experiments: {filled.added} added, {filled.existed} were there already.", flush=True)
 
         if (await experimenter.counts())["created"]:
             summary = await experimenter.execute(run_experiment, progress=True)
-            print(f"Ran: {summary.done} done, {summary.error} failed, in {summary.seconds:.1f} s.")
+            print(f"Ran: {summary.done} done, {summary.error} failed, in {summary.seconds:.1f} s.", flush=True)
             if summary.stopped_by:
                 raise SystemExit(f"Stopped by {summary.stopped_by}. Start it again to go on.")
         else:
-            print("Nothing to do: every experiment has been run.")
+            print("Nothing to do: every experiment has been run.", flush=True)
 
         table = await experimenter.get_table()
         folds = await experimenter.get_logtable("folds")

@@ -29,14 +29,16 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLES / request.param, tmp_path / request.param, ignore=MADE))
 
 
-def start(folder: Path, cwd: Path | None = None, script: str = "run.py") -> subprocess.Popen[str]:
+def start(
+    folder: Path, cwd: Path | None = None, script: str = "run.py", stderr: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Starts a script, by default from elsewhere, without a screen."""
     hidden = ("DISPLAY", "MPLBACKEND", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.Popen(
         [sys.executable, "-W", "default::ResourceWarning", folder / script],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         cwd=cwd or folder.parent,
         env={**kept, "PYTHONPATH": str(ROOT)},
@@ -135,16 +137,17 @@ def test_async_calls(folder: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("folder", ["async_calls"], indirect=True)
 def test_a_stopped_example_goes_on_where_it_was(folder: Path) -> None:
-    with start(folder) as child:
+    with start(folder, stderr=subprocess.STDOUT) as child:  # one pipe: what it prints must come in order
         try:
-            assert child.stderr is not None
-            assert child.stderr.readline().startswith("progress: ")
+            assert child.stdout is not None
+            assert child.stdout.readline() == "Experiments: 3000 added, 0 were there already.\n"
+            assert child.stdout.readline().startswith("progress: ")
             child.send_signal(signal.SIGINT)
-            _, err = child.communicate(timeout=60)
+            out, _ = child.communicate(timeout=60)
         finally:
             child.kill()
     assert child.returncode == 1
-    assert err.splitlines()[-1] == "Stopped by SIGINT. Start it again to go on."
+    assert out.splitlines()[-1] == "Stopped by SIGINT. Start it again to go on."
     before = statuses(folder / "async_calls.db", "calls")
     assert before["created"] > 0
     assert before["done"] > 0
@@ -162,6 +165,13 @@ def code(document: Path, language: str) -> list[str]:
 
 
 README = ROOT / "README.md"
+FIXED = ["creation_date", "status", "start_date", "name", "machine", "end_date", "error"]
+
+
+def block(word: str) -> str:
+    """The README's one block of Python with that word."""
+    [found] = [text for text in code(README, "python") if word in text]
+    return found
 
 
 def as_the_readme_says(folder: Path) -> Path:
@@ -185,6 +195,18 @@ def test_the_ten_lines_of_the_readme(tmp_path: Path) -> None:
     again, _ = run(tmp_path, tmp_path)
     assert "done=0, error=0" in again
     assert again.splitlines()[-4:] == out.splitlines()[-4:]
+    (tmp_path / "afterwards.py").write_text(outside_of_a_notebook(block("to_csv")))
+    run(tmp_path, tmp_path, "afterwards.py")
+    table = pd.read_csv(tmp_path / "pi.csv")
+    assert len(table) == 60
+    assert [*table.columns] == ["ID", "samples", "seed", *FIXED[:5], "estimate", *FIXED[5:]]
+
+
+def outside_of_a_notebook(cell: str) -> str:
+    """The same as a script, without what needs a further package."""
+    lines = [line for line in cell.splitlines() if "jinja2" not in line]
+    head = ["import asyncio", "from asyncexp import Experimenter", "async def main():"]
+    return "\n".join([*head, *(f"    {line}" for line in lines), "asyncio.run(main())", ""])
 
 
 @pytest.fixture
@@ -205,7 +227,7 @@ def test_the_readme_on_a_server(tmp_path: Path, server: Server) -> None:
     replace(credentials, "port: 5432", f"port: {server.port}")
     for statement in statements(server):
         server.sql(statement)
-    (tmp_path / "make.py").write_text(code(README, "python")[2])
+    (tmp_path / "make.py").write_text(block("create_database=True"))
 
     credentials.chmod(0o644)
     with start(tmp_path, tmp_path) as child:
@@ -234,10 +256,18 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", "docs/index.md", "docs/guarantees.md", "docs/migrating.md"]
+    "page",
+    ["README.md", "CHANGELOG.md", "docs/index.md", "docs/configuration.md", "docs/guarantees.md", "docs/migrating.md"],
 )
 def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
     missing = [link for link in local if not ((ROOT / page).parent / link).exists()]
     assert not missing
+
+
+def test_the_index_links_every_page_and_example() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    examples = {f"../examples/{run.parent.name}/run.py" for run in EXAMPLES.glob("*/run.py")}
+    assert [link for link in sorted(pages | examples) if f"]({link})" not in index] == []
