@@ -46,6 +46,8 @@ from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQuer
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0
+FORK_WAIT_SECONDS = 2.0
+"""A fork waits so long at most for what SQLite is about; a longer wait is for another process, without a lock."""
 SHARED_FILE_SYSTEM = re.compile(
     r"(fuse\.)?(nfs4?|cifs|smb3|smbfs|afs|ceph|lustre|gpfs|beegfs|pvfs2|ocfs2|gfs2|glusterfs|davfs|sshfs|rclone|s3fs)"
 )
@@ -117,6 +119,50 @@ DIALECT = Dialect(
 )
 
 
+class ForkGate:
+    """Lets no fork happen while SQLite works in this process.
+
+    SQLite keeps note of its file locks in memory, for all connections of a process together. A child forked
+    in the middle of a transaction inherits the note, and waits for ever for a lock that nobody holds.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+        os.register_at_fork(
+            before=self.before_fork,
+            after_in_parent=self.after_fork_in_parent,
+            after_in_child=self.after_fork_in_child,
+        )
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forks)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        self._changed.acquire()
+        self._forks += 1
+        self._changed.wait_for(lambda: not self._inside, FORK_WAIT_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        self._forks -= 1
+        self._changed.notify_all()
+        self._changed.release()
+
+    def after_fork_in_child(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._forks = 0
+
+
+fork_gate = ForkGate()
+
+
 class Session(sqlite3.Connection):
     """A connection whose `commit` carries out what is due, so that a transaction is one visit.
 
@@ -137,7 +183,8 @@ class Session(sqlite3.Connection):
     def commit(self) -> None:
         due, self.due = self.due, None
         if due is not None:
-            self.result = due()
+            with fork_gate:
+                self.result = due()
 
     def statement(self, sql: str, params: Params = ()) -> sqlite3.Cursor:
         """Runs one statement, unless the connection was given up."""
@@ -179,7 +226,8 @@ class Session(sqlite3.Connection):
         return result
 
     def close(self) -> None:
-        super().close()
+        with fork_gate:
+            super().close()
         self.gone.set()
 
     def kill(self) -> bool:
@@ -384,10 +432,12 @@ class SqliteDriver:
     def _open(self) -> Session:
         refuse_old()
         self._look_at_the_place()
-        session = Session(str(self._path))
+        with fork_gate:
+            session = Session(str(self._path))
         try:
-            [mode] = session.execute("PRAGMA journal_mode = WAL").fetchone()
-            session.execute("PRAGMA synchronous = NORMAL")
+            with fork_gate:
+                [mode] = session.execute("PRAGMA journal_mode = WAL").fetchone()
+                session.execute("PRAGMA synchronous = NORMAL")
             if mode != "wal":
                 raise DatabaseConnectionError(f"{self.place} cannot have a write-ahead log here (it has {mode!r})")
         except BaseException:

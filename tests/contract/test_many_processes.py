@@ -17,7 +17,7 @@ import pytest
 from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
 from tests.contract.conftest import Make
-from tests.contract.support import Keys, audit, child, numbers, sql
+from tests.contract.support import Keys, audit, child, eventually, numbers, sql
 from tests.servers import PASSWORD
 from tests.studies import experimenter as new_experimenter
 
@@ -145,3 +145,23 @@ async def test_a_fork_while_experiments_run_takes_none_of_them_along(make: Make,
     go_on.set()
     assert (await call).done == 1
     assert await audit(target) == {"done": 2, "created": 4}
+
+
+async def test_forks_at_any_moment_of_a_busy_worker(make: Make, target: Target) -> None:
+    experimenter = make(keyfields=numbers(20))
+    await experimenter.fill_table_from_config()
+
+    began: list[int] = []
+
+    async def report(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        began.append(keys["number"])
+        while not results.should_stop:
+            await results.process_results({"result": keys["number"]})
+
+    call = asyncio.create_task(experimenter.execute(report, n_jobs=4, experiment_ids=[1, 2, 3, 4]))
+    await eventually(lambda: len(began) == 4)
+    codes = [await exit_code("fork", in_child, experimenter) for _ in range(12)]
+    assert codes == [0] * 12
+    await experimenter.stop()
+    assert (await call).done == 4
+    assert await audit(target) == {"done": 16, "created": 4}
