@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  (it has something to do at a fork, too: not first while we wait for one)
 import json
 import os
 import re
