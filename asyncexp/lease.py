@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asyncexp import provenance
 from asyncexp.db.base import Database, MissingTable, Outage
 from asyncexp.store import workers
 from asyncexp.store.claim import Worker
@@ -164,7 +165,7 @@ class Service:
             self._listens = True
         told = await workers.beat(study, self._worker.id, *self._tell.totals())
         if told is None:
-            await workers.register(study, self._worker, self._lease, {})
+            await workers.register(study, self._worker, self._lease, provenance.here())
             self._described = False
         else:
             await self._bring_back(study, told)

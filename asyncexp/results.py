@@ -27,6 +27,8 @@ P = ParamSpec("P")
 HEARTBEAT_SECONDS = 1.0
 """At most one write of an experiment's heartbeat in this time."""
 LOOP_CHECK_SECONDS = 1.0
+PLAIN_BYTES = 16
+"""What a number or a date counts for, in a flush."""
 
 LogRows = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
@@ -164,8 +166,11 @@ class ResultProcessor:
             encode = encoders.get(name)
             if encode is None:
                 raise InvalidResultFieldError(unknown("no resultfield", name, encoders))
-            fields[name] = encoded = _encode(encode, value, f"resultfield {name!r}", InvalidResultFieldError)
-            size += self._size(encoded, f"resultfield {name!r}", InvalidResultFieldError)
+            try:
+                fields[name] = encoded = encode(value)
+                size += self._size(encoded) if type(encoded) is str else PLAIN_BYTES
+            except ValueError as wrong:
+                raise InvalidResultFieldError(f"resultfield {name!r}: {wrong}") from None
         if self._study.schema.result_timestamps:
             now = self._study.now()
             fields |= {f"{name}_timestamp": now for name in list(fields)}
@@ -199,19 +204,18 @@ class ResultProcessor:
         for name, encode in columns.items():
             value = row.get(name)
             if value is not None:
-                where = f"log table {table!r}, column {name!r}"
-                value = _encode(encode, value, where, InvalidLogFieldError)
-                size += self._size(value, where, InvalidLogFieldError)
+                try:
+                    value = encode(value)
+                    size += self._size(value) if type(value) is str else PLAIN_BYTES
+                except ValueError as wrong:
+                    raise InvalidLogFieldError(f"log table {table!r}, column {name!r}: {wrong}") from None
             values.append(value)
         return values, size
 
-    def _size(self, value: Any, where: str, error: type[Exception]) -> int:
-        if type(value) is not str:
-            return 16
-        size = len(value)
-        if size * 4 > self._study.db.max_value_bytes and len(value.encode()) > self._study.db.max_value_bytes:
-            most = self._study.db.max_value_bytes
-            raise error(f"{where}: {size} characters are more than the server takes in one value ({most} bytes)")
+    def _size(self, text: str) -> int:
+        size, most = len(text), self._study.db.max_value_bytes
+        if size * 4 > most and len(text.encode()) > most:
+            raise ValueError(f"{size} characters are more than the server takes in one value ({most} bytes)")
         return size
 
     # ------------------------------------------------------------------------------------ heartbeat
@@ -318,13 +322,6 @@ def _fraction(progress: float) -> float | None:
     except (TypeError, ValueError):
         raise InvalidResultFieldError(f"heartbeat: progress is a fraction from 0 to 1, not {progress!r}") from None
     return None if math.isnan(given) else min(1.0, max(0.0, given))
-
-
-def _encode(encode: Callable[[object], Any], value: Any, where: str, error: type[Exception]) -> Any:
-    try:
-        return encode(value)
-    except ValueError as wrong:
-        raise error(f"{where}: {wrong}") from None
 
 
 __all__ = ["ExperimentLostError", "ResultProcessor", "SyncResultProcessor", "clean"]

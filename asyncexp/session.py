@@ -51,6 +51,7 @@ class Session:
         self._opened = False
         self._prepared = False
         self._registered = False
+        self._lease = (0.0, 0.0)
         self._writer: Writer | None = None
         self._service: Service | None = None
         self._starting = asyncio.Lock()
@@ -143,7 +144,9 @@ class Session:
                 await workers.register(self.study, self.identity, lease_seconds, provenance.here())
                 self._registered = True
             if self._writer is not None:
+                self._keep_lease(interval_seconds, lease_seconds)
                 return
+            self._lease = (interval_seconds, lease_seconds)
             self._writer = Writer(
                 self.study,
                 self.identity,
@@ -156,6 +159,12 @@ class Session:
             self._service.start()
             # At the interpreter's end, or when nobody holds this any more, the worker's row is marked stopped.
             self._end_service = weakref.finalize(self, _end, self._service)
+
+    def _keep_lease(self, interval_seconds: float, lease_seconds: float) -> None:
+        if (interval_seconds, lease_seconds) != self._lease:
+            self.logger.warning(
+                "heartbeat_interval and lease stay %g and %g s: a worker keeps those of its first call", *self._lease
+            )
 
     def _new_service(self, interval_seconds: float, lease_seconds: float) -> Service:
         me = weakref.ref(self)

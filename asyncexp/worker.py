@@ -290,13 +290,11 @@ class Run:
         """Rows that came when no more were wanted."""
         for row in rows:
             self._storing += 1
-            back = self._host.writer.end((int(row.id), row.id.attempt), End("released"))
-            back.add_done_callback(self._given_back)
+            self._host.writer.end((int(row.id), row.id.attempt), End("released"), self._given_back)
 
-    def _given_back(self, back: asyncio.Future[Ended | None]) -> None:
+    def _given_back(self, _: Ended | None, failure: Exception | None) -> None:
         self._storing -= 1
         self._wake()
-        failure = back.exception()
         if failure is not None and not isinstance(failure, ExperimentLostError):
             self.fail(failure)
 
@@ -441,8 +439,7 @@ class Run:
         self._storing += 1
         # Woken before the writer, the run asks for the next row in time for the flush that stores this end.
         self._wake()
-        stored = self._host.writer.end(live.key, end)
-        stored.add_done_callback(partial(self._stored, live, alike, end))
+        self._host.writer.end(live.key, end, partial(self._stored, live, alike, end))
 
     def _drop(self, live: Live) -> None:
         live.over = True
@@ -467,13 +464,10 @@ class Run:
 
     # ------------------------------------------------------------------------------------- the ends
 
-    def _stored(self, live: Live, alike: str | None, end: End, stored: asyncio.Future[Ended | None]) -> None:
+    def _stored(self, live: Live, alike: str | None, end: End, ended: Ended | None, failure: Exception | None) -> None:
         self._storing -= 1
         self._wake()
-        failure = stored.exception()
-        if failure is None:
-            ended = stored.result()
-            assert ended is not None
+        if ended is not None:
             self._ended(live, ended, alike, end)
         elif isinstance(failure, ExperimentLostError):
             self._count("lost")
@@ -481,9 +475,8 @@ class Run:
             # The text itself was refused. The row must end all the same.
             self._storing += 1
             plain = End("error", error=f"The error text could not be stored: {type(failure).__name__}")
-            again = self._host.writer.end(live.key, plain)
-            again.add_done_callback(partial(self._stored, live, alike, replace(plain, error=None)))
-        else:
+            self._host.writer.end(live.key, plain, partial(self._stored, live, alike, replace(plain, error=None)))
+        elif failure is not None:
             self.fail(failure)
 
     def _ended(self, live: Live, ended: Ended, alike: str | None, end: End) -> None:

@@ -13,7 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from asyncexp.db.whole import over, unseen
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment
 from asyncexp.store.claim import Wanted, Worker
-from asyncexp.store.flush import End, Ended, Flushed, Key, Unit, flush
+from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit, flush
 from asyncexp.store.settle import release_unknown, settle
 from asyncexp.store.study import Study
 
@@ -39,16 +39,21 @@ Claimed = list[Experiment] | None
 """None: the outcome was lost and has been undone; ask again."""
 
 
+Then = Callable[[Ended | None, Exception | None], None]
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One thing sent for one attempt."""
 
     key: Key
-    fields: dict[str, Any] = field(default_factory=dict)
-    logs: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    fields: dict[str, Any] | None = None
+    logs: list[LogLine] | None = None
     end: End | None = None
-    told: asyncio.Future[Ended | None] | None = None
+    told: asyncio.Future[None] | None = None
     """Who waits for it, if anybody does."""
+    then: Then | None = None
+    """What is called with what its end came to, or why it was not stored."""
     size: int = 0
     """Bytes, roughly."""
 
@@ -108,25 +113,29 @@ class Writer:
 
     # -------------------------------------------------------------------------------------- sending
 
-    def send(self, key: Key, fields: dict[str, Any], size: int = 0) -> asyncio.Future[Ended | None]:
+    def send(self, key: Key, fields: dict[str, Any], size: int = 0) -> asyncio.Future[None]:
         """Queues values of the row; the future is done when they are committed.
 
         It raises ExperimentLostError if the row is no longer ours, DatabaseQueryError if the database
         refused the values.
         """
-        return self._push(Call(key, fields=fields, told=self._loop.create_future(), size=size))
+        told: asyncio.Future[None] = self._loop.create_future()
+        self._queue.append(Call(key, fields=fields, told=told, size=size))
+        self._wake.set()
+        return told
 
-    def end(self, key: Key, end: End) -> asyncio.Future[Ended | None]:
-        """Queues the end of an attempt; the future tells what it came to."""
-        size = len(end.error or "")
-        return self._push(Call(key, end=end, told=self._loop.create_future(), size=size))
+    def end(self, key: Key, end: End, then: Then) -> None:
+        """Queues the end of an attempt; `then` is told what it came to."""
+        size = 0 if end.error is None else len(end.error)
+        self._queue.append(Call(key, end=end, then=then, size=size))
+        self._wake.set()
 
     def mention(self, key: Key, fields: dict[str, Any]) -> None:
         """Queues values that nobody waits for."""
         self._queue.append(Call(key, fields=fields))
         self._later()
 
-    async def log(self, key: Key, logs: list[tuple[str, tuple[Any, ...]]], size: int) -> None:
+    async def log(self, key: Key, logs: list[LogLine], size: int) -> None:
         """Queues log lines; waits only while too many are held."""
         while self._held_logs >= LOG_ROOM:
             self._room.clear()
@@ -181,12 +190,6 @@ class Writer:
         """The attempt is over for this worker, whatever the database says."""
         self.known.discard(key)
         self._bad.pop(key, None)
-
-    def _push(self, call: Call) -> asyncio.Future[Ended | None]:
-        assert call.told is not None
-        self._queue.append(call)
-        self._wake.set()
-        return call.told
 
     def _later(self) -> None:
         if self._timer is None:
@@ -294,9 +297,11 @@ class Writer:
         for call in calls:
             unit = units.get(call.key)
             if unit is None:
-                unit = units[call.key] = Unit(call.key)
-            unit.fields.update(call.fields)
-            unit.logs.extend(call.logs)
+                unit = units[call.key] = Unit(call.key, call.fields)
+            elif call.fields:
+                unit.fields = call.fields if unit.fields is None else unit.fields | call.fields
+            if call.logs:
+                unit.logs.append(call.logs)
             if call.end is not None:
                 unit.end = self._honest(call.key, call.end)
         return list(units.values())
@@ -388,21 +393,24 @@ class Writer:
         for key in flushed.refused:
             self._forget_lost(key)
         for call in calls:
-            self._logs_gone(call)
-            if call.end is not None and call.key not in flushed.refused:
-                self.forget(call.key)
+            if call.logs is not None:
+                self._logs_gone(call.logs)
             self._answer(call, flushed)
         answers: Sequence[Claimed] = flushed.claimed if len(flushed.claimed) == len(claims) else [None] * len(claims)
         for claim, answer in zip(claims, answers, strict=True):
             self._hand_over(claim, answer)
 
     def _answer(self, call: Call, flushed: Flushed) -> None:
-        if call.told is None or call.told.done():
-            return
-        if call.key in flushed.refused:
-            call.told.set_exception(lost(call.key))
-        else:
-            call.told.set_result(flushed.ended.get(call.key) if call.end else None)
+        failure = lost(call.key) if call.key in flushed.refused else None
+        if call.then is not None:
+            if failure is None:
+                self.forget(call.key)
+            call.then(flushed.ended.get(call.key), failure)
+        elif call.told is not None and not call.told.done():
+            if failure is None:
+                call.told.set_result(None)
+            else:
+                call.told.set_exception(failure)
 
     def _hand_over(self, claim: Claim, answer: Claimed) -> None:
         """Rows go to whoever asked; if he has gone, they go back."""
@@ -412,22 +420,25 @@ class Writer:
             claim.taken.set_result(answer)
             return
         for key in keys:
-            self.end(key, End("released")).add_done_callback(_look_at)
+            self.end(key, End("released"), _no_matter)
 
     def _forget_lost(self, key: Key) -> None:
         if key in self.known:
             self.forget(key)
             self._lost(key)
 
-    def _logs_gone(self, call: Call) -> None:
-        self._held_logs -= len(call.logs)
+    def _logs_gone(self, logs: Sequence[LogLine]) -> None:
+        self._held_logs -= len(logs)
         if self._held_logs < LOG_ROOM:
             self._room.set()
 
     def _fail(self, calls: Iterable[Call], claims: Iterable[Claim], failure: Exception) -> None:
         for call in calls:
-            self._logs_gone(call)
-            if call.told is None and isinstance(failure, DatabaseQueryError):
+            if call.logs is not None:
+                self._logs_gone(call.logs)
+            if call.then is not None:
+                call.then(None, failure)
+            elif call.told is None and isinstance(failure, DatabaseQueryError):
                 self._bad.setdefault(call.key, failure)
             elif call.told is not None and not call.told.done():
                 call.told.set_exception(failure)
@@ -453,7 +464,5 @@ def lost(key: Key) -> ExperimentLostError:
     )
 
 
-def _look_at(future: asyncio.Future[T]) -> None:
-    """Takes note of a future's exception, so that it is not reported as overlooked."""
-    if not future.cancelled():
-        future.exception()
+def _no_matter(_: Ended | None, __: Exception | None) -> None:
+    """Nobody waits for this end any more."""

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -52,7 +53,11 @@ def unseen(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """
     task = asyncio.get_running_loop().create_task(coroutine)
     asyncio._unregister_task(task)
+    _unseen.add(task)
     return task
+
+
+_unseen: WeakSet[asyncio.Task[Any]] = WeakSet()
 
 
 async def over(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
@@ -72,6 +77,8 @@ async def shielded(coroutine: Coroutine[Any, Any, T]) -> T:
 
     A cancellation that arrives meanwhile, once or often, is raised when the coroutine is over.
     """
+    if asyncio.current_task() in _unseen:
+        return await coroutine
     task = unseen(coroutine)
     cancelled = await over(task)
     if cancelled is None:

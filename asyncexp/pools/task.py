@@ -28,29 +28,45 @@ class TaskPool:
         self._loop = asyncio.get_running_loop()
 
     def start(self, function: Callable[..., Any], args: tuple[Any, ...], done: Done) -> Handle:
-        task = self._loop.create_task(_guarded(function, args))
-        task.add_done_callback(lambda ended: done(_result(ended)))
-        return TaskHandle(task)
+        handle = TaskHandle(done)
+        handle.task = self._loop.create_task(handle.run(function, args))
+        return handle
 
     async def close(self) -> None:
         return
 
 
 class TaskHandle:
-    killable = True
+    """One task; it reports its own end, which is cheaper than a callback for each."""
 
-    def __init__(self, task: asyncio.Task[Result]) -> None:
-        self._task = task
+    killable = True
+    task: asyncio.Task[None]
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+        self._begun = False
+
+    async def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._begun = True
+        result = await _guarded(function, args)
+        if isinstance(result, Cancelled):
+            # A loop that shuts down cancels every task in one turn; the run must learn of it before this end.
+            asyncio.get_running_loop().call_soon(self._done, result)
+        else:
+            self._done(result)
 
     def cancel(self) -> None:
-        self._task.cancel()
+        self.task.cancel()
+        if not self._begun:  # it will never run, and so never report
+            self._begun = True
+            self.task.add_done_callback(lambda _: self._done(Cancelled()))
 
     def abandon(self) -> None:
-        _left_alone.add(self._task)
-        self._task.add_done_callback(_left_alone.discard)
+        _left_alone.add(self.task)
+        self.task.add_done_callback(_left_alone.discard)
 
 
-_left_alone: set[asyncio.Task[Result]] = set()
+_left_alone: set[asyncio.Task[None]] = set()
 """Tasks that swallowed their cancellation; held so that they are not collected half-way."""
 
 
@@ -59,13 +75,9 @@ async def _guarded(function: Callable[..., Any], args: tuple[Any, ...]) -> Resul
     try:
         return Returned(await function(*args))
     except asyncio.CancelledError:
-        raise
+        return Cancelled()
     except BaseException as failure:  # noqa: BLE001
         return raised(failure)
-
-
-def _result(task: asyncio.Task[Result]) -> Result:
-    return Cancelled() if task.cancelled() else task.result()
 
 
 class ThreadPool:

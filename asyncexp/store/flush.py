@@ -17,6 +17,8 @@ from asyncexp.store.study import Study
 MAX_RETRY_DELAY_SECONDS = 300.0
 
 Outcome = Literal["done", "error", "paused", "created", "released", "retried"]
+LogLine = tuple[str, tuple[Any, ...]]
+"""(short name of the log table, its columns' bound values behind the timestamp)."""
 Key = tuple[int, int]
 """(ID, attempt): an attempt, and nothing else, is what may be written to."""
 
@@ -52,10 +54,9 @@ class Unit:
     """All that one flush writes for one attempt."""
 
     key: Key
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] | None = None
     """Column of the main table -> bound value."""
-    logs: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
-    """(short name of the log table, its columns' bound values behind the timestamp)."""
+    logs: list[list[LogLine]] = field(default_factory=list)
     end: End | None = None
 
 
@@ -181,8 +182,9 @@ def _alias(study: Study) -> str:
 async def _write_logs(study: Study, tx: Transaction, units: Iterable[Unit]) -> None:
     tables: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for unit in units:
-        for name, values in unit.logs:
-            tables[name].append((unit.key[0], *values, unit.key[1]))
+        for lines in unit.logs:
+            for name, values in lines:
+                tables[name].append((unit.key[0], *values, unit.key[1]))
     for name, rows in tables.items():
         own = [column.name for column in study.schema.logtables[name]]
         columns = ("experiment_id", "timestamp", *own, "_attempt")

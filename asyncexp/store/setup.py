@@ -16,10 +16,11 @@ async def create(study: Study) -> None:
         TableHasWrongStructureError: a table of that name has another structure; nothing was made.
         CreatingTableError: the database refused; its words are in the message.
     """
-    if not await check(study, missing_is_error=False):
-        return
+    missing = await check(study, missing_is_error=False)
     try:
-        await _make_all(study)
+        if missing:
+            await _make_all(study)
+        await _complete_indexes(study)
     except DatabaseQueryError as refused:
         raise CreatingTableError(f"Table {study.schema.name!r} could not be made: {refused}") from refused
 
@@ -37,9 +38,14 @@ async def _make_all(study: Study) -> None:
         await study.db.run(work)
     finally:
         await end_turn(study)
-    if not study.dialect.transactional_ddl:
-        for table in study.schema.tables:
-            for index in table.indexes:
+
+
+async def _complete_indexes(study: Study) -> None:
+    """Makes what is not made with its table: by a database that cannot, by a creation that broke off."""
+    for table in study.schema.tables:
+        have = await study.db.indexes(table.name)
+        for index in table.indexes:
+            if index.name(table.name) not in have:
                 await make_index(study, table, index)
 
 
@@ -85,7 +91,7 @@ def _explain(study: Study, found: list[str]) -> str:
     shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
     only_missing = all("missing" in line for line in found)
     old = any(BOOKKEEPING[0].name in line for line in found)
-    mend = "Call `migrate()` to add what is missing" if only_missing else "Change the configuration"
+    mend = "Call `migrate()` to add what is missing" if only_missing else "Bring the configuration up to date (the table may have been migrated)"
     if old and only_missing:
         mend = "It looks like a table of PyExperimenter's: call `migrate()` to take it over"
     what = f"The table {study.schema.name!r} is not what the configuration describes"
