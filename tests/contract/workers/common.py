@@ -19,8 +19,9 @@ def study(**arguments: Any) -> Experimenter:
 
 
 def say(what: Any) -> None:
-    """Tells the test something, in one line."""
-    print(json.dumps(what), flush=True)
+    """Tells the test something, in one line; several threads may speak at once, so the line is one write."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 def wait_for_word() -> str:
