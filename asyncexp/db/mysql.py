@@ -114,6 +114,7 @@ DIALECT = Dialect(
     # the limit on statements ends the wait
     lock=LOCK + "SHA1(CONCAT(DATABASE(), '/', :key)), 86400)",
     max_name_bytes=64,
+    transactional_ddl=False,
 )
 
 
@@ -322,7 +323,7 @@ class MysqlDriver:
             ours = refused(error, self.place) or translated(error, self.place)
             if ours is None:
                 raise
-            raise ours from error
+            raise ours from None
 
     async def _dial(self, database: str | None) -> Any:
         local = self._host.startswith("/")

@@ -80,6 +80,19 @@ async def test_our_indexes_are_named_alike(make: Make, target: Target) -> None:
     assert all(re.fullmatch("ix_[0-9a-f]{16}", name) for name in found)
 
 
+async def test_an_index_that_is_missing_is_made_by_the_next_create(make: Make, target: Target) -> None:
+    await make().create_table()
+    before = await _indexes(target)
+    keyfields = {"number": {"type": "INT", "index": True}, "kind": {"type": "VARCHAR(20)"}}
+    await make(keyfields=keyfields).create_table()
+    [added] = set(await _indexes(target)) - set(before)
+    where = ' ON "experiments"' if target.provider == "mysql" else ""
+    await sql.execute(target, f'DROP INDEX "{added}"{where}')  # as a creation that broke off would have left it
+    assert await _indexes(target) == before
+    await make(keyfields=keyfields).fill_table_with_rows([{"number": 1, "kind": "a"}])
+    assert added in await _indexes(target)
+
+
 async def test_an_id_is_never_used_again(make: Make) -> None:
     experimenter = make()
     await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(3)])
