@@ -57,6 +57,15 @@ async def tables(target: Target, prefix: str = "") -> set[str]:
         await db.close()
 
 
+async def forbid(target: Target, table: str, column: str, value: int) -> None:
+    """Makes the database refuse a value that asyncexp has nothing against."""
+    text = f'ALTER TABLE "{table}" ADD CONSTRAINT "not_this" CHECK ("{column}" <> {value})'
+    if target.provider == "sqlite":  # which adds no constraints to a table that is there
+        refuse = f"SELECT RAISE(ABORT, 'not this') WHERE NEW.\"{column}\" = {value}"
+        text = f'CREATE TRIGGER "not_this" BEFORE INSERT ON "{table}" BEGIN {refuse}; END'
+    await execute(target, text)
+
+
 @asynccontextmanager
 async def locked(target: Target, experiment_id: int) -> AsyncIterator[None]:
     """Holds a row in a transaction under way, so that nobody else can write to it meanwhile."""

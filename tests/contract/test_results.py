@@ -13,7 +13,7 @@ import pytest
 
 from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, SyncResultProcessor
 from asyncexp.db.base import Target
-from asyncexp.errors import ExperimentLostError, InvalidLogFieldError, InvalidResultFieldError
+from asyncexp.errors import DatabaseQueryError, ExperimentLostError, InvalidLogFieldError, InvalidResultFieldError
 from asyncexp.experiment import ExperimentId
 from tests.contract import sql
 from tests.contract.conftest import Make
@@ -253,6 +253,38 @@ async def test_a_bad_line_raises_at_once_and_nothing_of_the_call_is_written(
 
     assert (await experimenter.execute(run)).done == 1
     assert await _lines(target) == 0
+
+
+async def test_a_line_that_the_database_refuses_raises_at_the_next_call(make: Make, target: Target) -> None:
+    experimenter = await _one_row(make)
+    await sql.forbid(target, "experiments__steps", "step", 13)
+
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        await results.process_logs({"steps": {"step": 1}})
+        await results.process_logs({"steps": {"step": 13}})
+        await results.process_logs({"steps": {"step": 2}})
+        with pytest.raises(DatabaseQueryError, match="refused"):
+            await results.flush()
+        await results.process_logs({"steps": {"step": 3}})
+
+    assert (await experimenter.execute(run)).done == 1
+    assert list((await experimenter.get_logtable("steps"))["step"]) == [1, 2, 3]
+
+
+async def test_or_at_the_end_and_then_only_that_row_is_in_error(make: Make, target: Target) -> None:
+    experimenter = make(n_jobs=20)
+    await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(20)])
+    await sql.forbid(target, "experiments__steps", "step", 13)
+
+    async def run(keyfields: dict[str, Any], results: ResultProcessor, _: Any) -> None:
+        await results.process_logs({"steps": [{"step": keyfields["number"]}, {"step": 100}]})
+
+    summary = await experimenter.execute(run)
+    assert (summary.done, summary.error) == (19, 1)
+    [row] = (await experimenter.get_table({"status": "error"})).to_dict("records")
+    assert row["number"] == 13
+    assert "refused" in row["error"]
+    assert len(await experimenter.get_logtable("steps")) == 38
 
 
 # --------------------------------------------------------------------------------- heartbeat and flush

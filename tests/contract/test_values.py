@@ -371,6 +371,15 @@ async def test_what_cannot_be_stored_raises_in_the_caller_and_nothing_of_the_cal
     assert set(row.values()) == {None}
 
 
+async def test_what_cannot_be_stored_is_no_keyfield_and_nothing_of_the_row_is_added(keyed: Experimenter) -> None:
+    await keyed.create_table()
+    nothing = dict.fromkeys(TYPES)
+    for name, value in REFUSED:
+        with pytest.raises(ParameterCombinationError, match=f"row 0, keyfield '{name}'"):
+            await keyed.fill_table_with_rows([nothing | {name: value}])
+    assert len(await keyed.get_table()) == 0
+
+
 async def _taken(send: Callable[[Any], Any], what: Any, error: type[Exception], field: str) -> bool:
     try:
         await send(what)
