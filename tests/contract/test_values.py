@@ -86,6 +86,8 @@ def _same(found: Any, wanted: Any) -> bool:
         return type(found) is dict and found.keys() == wanted.keys() and all(_same(found[k], wanted[k]) for k in wanted)
     if isinstance(wanted, list):
         return type(found) is list and len(found) == len(wanted) and all(map(_same, found, wanted))
+    if isinstance(wanted, float):
+        return type(found) is float and repr(found) == repr(wanted)  # -0.0 is not 0.0
     return type(found) is type(wanted) and bool(found == wanted)
 
 
