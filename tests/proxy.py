@@ -25,11 +25,13 @@ class Proxy:
         self._swallowing = False
         self._marker = b""
         self._armed = False
+        self._swallows = False
+        """Whether the answer to the marked packet, and what follows, is swallowed instead of the connection cut."""
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.fired = asyncio.Event()
-        """Set when what `cut_after` waits for has been seen."""
+        """Set when what `cut_after` or `swallow_after` waits for has been answered."""
 
     @property
     def target(self) -> Target:
@@ -76,7 +78,12 @@ class Proxy:
 
         The answer itself is lost.
         """
-        self._marker = marker
+        self._marker, self._swallows = marker, False
+        self.fired.clear()
+
+    def swallow_after(self, marker: bytes = b"COMMIT") -> None:
+        """Loses the answer to the next packet that ends with `marker`, and all later ones; nothing is cut."""
+        self._marker, self._swallows = marker, True
         self.fired.clear()
 
     # --------------------------------------------------------------------------------- forwarding
@@ -124,9 +131,10 @@ class Proxy:
         while data := await reader.read(65536):
             await self._flowing.wait()
             if self._armed:
-                self._armed = False
+                self._armed, self._swallowing = False, self._swallows
                 self.fired.set()
-                return
+                if not self._swallows:
+                    return
             if not self._swallowing:
                 writer.write(data)
                 await writer.drain()
