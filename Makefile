@@ -38,6 +38,7 @@ test: .venv/dev.installed servers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.legacy
 	$(BIN)/python -m pytest -n 2 -p no:asyncio
 
 # The tests start private servers of their own; only the programs have to be there.
@@ -60,5 +61,5 @@ bench: .venv/bench.installed servers
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-legacy .venv-legacy.log build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

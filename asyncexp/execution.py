@@ -50,6 +50,8 @@ async def perform(session: Session, call: Call) -> Run:
         DatabaseError: the database refused something that is not the experiments' fault.
     """
     pool = _pool(call.function, call.pool or call.settings.pool)
+    if not (call.progress is None or isinstance(call.progress, bool) or callable(call.progress)):
+        raise InvalidConfigError(f"progress={call.progress!r}: True, False, None or a function of the summary")
     await session.start_worker(call.settings.heartbeat_interval, call.settings.lease)
     with reporter(call.progress) as report:
         synchronous = isinstance(pool, ThreadPool)

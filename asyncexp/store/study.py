@@ -71,12 +71,13 @@ class Study:
 
     async def set_clock(self) -> None:
         """Learns how far the database's clock is from this process's."""
+        asked = utc()
         [(now,)] = await self.fetch(self.db, f"SELECT {self.dialect.now}")
-        self.clock_is(now)
+        self.clock_is(now, asked)
 
-    def clock_is(self, now: Any) -> None:
-        """Takes the database's `now`, just read, as the time."""
-        self._clock_offset = self.date(now) - _utc()
+    def clock_is(self, now: Any, asked: datetime) -> None:
+        """Takes the database's `now`, asked for at `asked` and just read, as the time half-way between."""
+        self._clock_offset = self.date(now) - (asked + (utc() - asked) / 2)
 
     def clock_like(self, other: Study) -> None:
         """Takes over what a sibling learnt of the clock; safe from another thread."""
@@ -84,7 +85,7 @@ class Study:
 
     def now(self) -> Any:
         """The database's time, by this process's clock and the known offset, as a parameter."""
-        return self.bound(_utc() + self._clock_offset)
+        return self.bound(utc() + self._clock_offset)
 
     def bound(self, value: Any) -> Any:
         """A canonical value as the driver takes it."""
@@ -213,5 +214,6 @@ def statuses(given: Sequence[ExperimentStatus | str]) -> list[str]:
     return list(STATUSES) if "all" in names else list(dict.fromkeys(names))
 
 
-def _utc() -> datetime:
+def utc() -> datetime:
+    """The time by this process's clock, naive."""
     return datetime.fromtimestamp(time.time(), UTC).replace(tzinfo=None)

@@ -13,7 +13,7 @@ from asyncexp.schema import quote
 from asyncexp.store.claim import ID, Worker
 from asyncexp.store.fill import wake
 from asyncexp.store.flush import Key
-from asyncexp.store.study import Study
+from asyncexp.store.study import Study, utc
 
 WORKER_ID = '"id"'
 
@@ -99,7 +99,7 @@ async def describe(study: Study, worker: int, facts: Mapping[str, Any]) -> None:
 async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
     """The sign of life; None if the worker's row is gone."""
 
-    async def work(tx: Transaction) -> tuple[Any, Beat] | None:
+    async def work(tx: Transaction) -> Beat | None:
         text = (
             f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now}, "ended_done" = :done, '
             '"ended_error" = :error WHERE "id" = :worker'
@@ -107,14 +107,12 @@ async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
         if not await study.execute(tx, text, worker=worker, done=done, error=error):
             return None
         text = f'SELECT {study.dialect.now}, "requests", "stop_requested" FROM {study.workers} WHERE "id" = :worker'
+        asked = utc()
         [(now, requests, stop)] = await study.fetch(tx, text, worker=worker)
-        return now, Beat(requests, stop)
+        study.clock_is(now, asked)
+        return Beat(requests, stop)
 
-    told = await study.db.run(work)
-    if told is None:
-        return None
-    study.clock_is(told[0])
-    return told[1]
+    return await study.db.run(work)
 
 
 async def requests(study: Study, worker: int, ids: Sequence[int]) -> list[Request]:

@@ -25,6 +25,7 @@ async def nothing(*_: Any) -> None: ...
         (lambda e: e.execute(nothing, n_jobs=0), InvalidConfigError, "n_jobs=0"),
         (lambda e: e.execute(nothing, experiment_ids=["x"]), ParameterCombinationError, "whole numbers"),
         (lambda e: e.execute(nothing, where="number = 1"), ParameterCombinationError, "where is a dict"),
+        (lambda e: e.execute(nothing, progress="yes"), InvalidConfigError, "progress='yes'"),
         (lambda e: e.execute("nothing"), InvalidConfigError, "must be a function"),
         (lambda e: e.cancel([None]), ParameterCombinationError, "whole numbers"),
         (lambda e: e.reset_experiments(ids=["1; DROP TABLE x"]), ParameterCombinationError, "whole numbers"),
