@@ -89,11 +89,11 @@ async def check(study: Study, *, missing_is_error: bool = True, columns_may_miss
 
 def _explain(study: Study, found: list[str]) -> str:
     shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
-    only_missing = all("missing" in line for line in found)
-    old = any(BOOKKEEPING[0].name in line for line in found)
-    mend = "Call `migrate()` to add what is missing" if only_missing else "Bring the configuration up to date (the table may have been migrated)"
-    if old and only_missing:
-        mend = "It looks like a table of PyExperimenter's: call `migrate()` to take it over"
+    mend = "Bring the configuration up to date (the table may have been migrated)"
+    if all("missing" in line for line in found):
+        old = any(f"column {BOOKKEEPING[0].name!r} is missing" in line for line in found)
+        whose = "It looks like a table of PyExperimenter's: call `migrate()` to take it over"
+        mend = whose if old else "Call `migrate()` to add what is missing"
     what = f"The table {study.schema.name!r} is not what the configuration describes"
     return f"{what}: {shown}. {mend}, or use another table name."
 
