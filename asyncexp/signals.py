@@ -18,6 +18,8 @@ class Stoppable(Protocol):
 
 _runs: list[Stoppable] = []
 """Runs that stop by signal. The first installs the handlers, the last puts the old ones back."""
+_before: dict[str, Any] = {}
+"""The handlers that were there before the first."""
 
 
 @contextmanager
@@ -33,14 +35,15 @@ def handled(run: Stoppable, insist: bool | None) -> Iterator[None]:
     if not _wanted(insist):
         yield
         return
-    before = _install() if not _runs else None
+    if not _runs:
+        _install()
     _runs.append(run)
     try:
         yield
     finally:
         _runs.remove(run)
-        if before is not None:
-            _restore(before)
+        if not _runs:
+            _restore()
 
 
 def _wanted(insist: bool | None) -> bool:
@@ -52,13 +55,11 @@ def _wanted(insist: bool | None) -> bool:
     return in_main and (bool(_runs) or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 
 
-def _install() -> dict[str, Any]:
+def _install() -> None:
     loop = asyncio.get_running_loop()
-    before: dict[str, Any] = {}
     for name in NAMES:
-        before[name] = signal.getsignal(getattr(signal, name))
+        _before[name] = signal.getsignal(getattr(signal, name))
         loop.add_signal_handler(getattr(signal, name), _deliver, name)
-    return before
 
 
 def _deliver(name: Literal["SIGINT", "SIGTERM"]) -> None:
@@ -66,9 +67,9 @@ def _deliver(name: Literal["SIGINT", "SIGTERM"]) -> None:
         run.signalled(name)
 
 
-def _restore(before: dict[str, Any]) -> None:
+def _restore() -> None:
     loop = asyncio.get_running_loop()
-    for name, handler in before.items():
+    for name, handler in _before.items():
         number = getattr(signal, name)
         loop.remove_signal_handler(number)
         if handler is not None:

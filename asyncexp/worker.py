@@ -457,7 +457,8 @@ class Run:
         )
         self._drop(live)
         if live.handle is not None:
-            live.handle.cancel()
+            # A call under way has just been answered: its caller is to see that answer before the cancellation.
+            self._loop.call_soon(live.handle.cancel)
             live.handle.abandon()
         self._count("lost")
         self._wake()

@@ -390,12 +390,12 @@ class Writer:
     # -------------------------------------------------------------------------------------- telling
 
     def _tell(self, calls: Iterable[Call], claims: Sequence[Claim], flushed: Flushed) -> None:
-        for key in flushed.refused:
-            self._forget_lost(key)
         for call in calls:
             if call.logs is not None:
                 self._logs_gone(call.logs)
             self._answer(call, flushed)
+        for key in flushed.refused:
+            self._forget_lost(key)
         answers: Sequence[Claimed] = flushed.claimed if len(flushed.claimed) == len(claims) else [None] * len(claims)
         for claim, answer in zip(claims, answers, strict=True):
             self._hand_over(claim, answer)
