@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import anyio
@@ -20,6 +21,7 @@ import pytest
 from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
+from asyncexp.store import workers
 from tests.contract.conftest import Make
 from tests.contract.support import Child, Keys, audit, child, eventually, numbers, sql, statuses
 from tests.studies import experimenter as new_experimenter
@@ -127,19 +129,39 @@ async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost
 
 
 async def test_a_first_call_cancelled_at_any_moment_can_be_made_again(make: Make, target: Target) -> None:
-    await filled(make, 200)
+    await filled(make, 3_000)
     seconds = 0.0
     for step in range(48):
-        experimenter = make(keyfields=numbers(200))
+        experimenter = make(keyfields=numbers(3_000))
         await WAYS[step % len(WAYS)](experimenter.execute(short, n_jobs=3), seconds * step / 40)
         assert "running" not in await statuses(target)
         began = time.monotonic()
         assert (await experimenter.execute(short, max_experiments=1)).done == 1
         await experimenter.aclose()
         seconds = seconds or time.monotonic() - began
-    last = make(keyfields=numbers(200))
-    await last.execute(short)
-    await everything_ran(last, target, 200)
+    last = make(keyfields=numbers(3_000))
+    await last.execute(short, n_jobs=50)
+    await everything_ran(last, target, 3_000)
+
+
+async def test_a_call_cancelled_while_its_worker_is_registered_can_be_made_again(
+    make: Make, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registering = asyncio.Event()
+
+    async def register(*arguments: Any) -> None:
+        registering.set()
+        await workers.register(*arguments)
+
+    monkeypatch.setattr("asyncexp.session.workers", SimpleNamespace(**vars(workers) | {"register": register}))
+    experimenter = await filled(make, 3)
+    call = asyncio.create_task(experimenter.execute(short))
+    await registering.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert (await experimenter.execute(short)).done == 3
+    assert await sql(target, 'SELECT COUNT(*) FROM "experiments_workers"') == [(1,)]
 
 
 async def test_cancelling_stops_at_once_whatever_the_grace(make: Make, target: Target) -> None:
