@@ -15,9 +15,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from asyncexp.db import connect
 from asyncexp.db.base import Target
-from asyncexp.schema import render
+from tests.contract.sql import fetch as sql
 from tests.studies import write_configuration, write_credentials
 
 Keys = dict[str, Any]
@@ -30,24 +29,6 @@ def numbers(count: int) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------- SQL
-
-
-async def sql(target: Target, text: str) -> list[tuple[Any, ...]]:
-    """Rows of a statement in standard quoting."""
-    database = connect(target)
-    try:
-        return await database.fetch(render(text, database.dialect.placeholder, database.dialect.quote)[0])
-    finally:
-        await database.close()
-
-
-async def change(target: Target, text: str) -> None:
-    """Runs a statement, DDL too, behind the back of asyncexp."""
-    database = connect(target)
-    try:
-        await database.execute(render(text, database.dialect.placeholder, database.dialect.quote)[0])
-    finally:
-        await database.close()
 
 
 async def statuses(target: Target) -> dict[str, int]:

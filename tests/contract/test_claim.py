@@ -12,7 +12,8 @@ from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, SyncResult
 from asyncexp.db.base import Target
 from asyncexp.errors import InvalidConfigError, ParameterCombinationError
 from tests.contract.conftest import Make
-from tests.contract.support import Keys, audit, change, numbers, statuses
+from tests.contract.sql import execute as change
+from tests.contract.support import Keys, audit, numbers, statuses
 
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
 

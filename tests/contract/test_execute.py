@@ -19,7 +19,8 @@ from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, S
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from tests.contract.conftest import Make
-from tests.contract.support import Keys, audit, eventually, numbers, sql
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, audit, eventually, numbers
 from tests.studies import experimenter as new_experimenter
 
 LOGGER = "asyncexp-tests"

@@ -16,7 +16,8 @@ import pytest
 from asyncexp.db.base import Target
 from asyncexp.errors import EmptyFillDatabaseCallError, InvalidValuesInConfiguration, ParameterCombinationError
 from tests.contract.conftest import Make
-from tests.contract.support import child, numbers, sql
+from tests.contract.sql import fetch as sql
+from tests.contract.support import child, numbers
 
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
 ROWS = [{"number": 1, "kind": "a"}, {"number": 2, "kind": "a"}, {"number": 1, "kind": "b"}]

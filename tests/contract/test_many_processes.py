@@ -17,7 +17,8 @@ import pytest
 from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
 from tests.contract.conftest import Make
-from tests.contract.support import Keys, audit, child, eventually, numbers, sql
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, audit, child, eventually, numbers
 from tests.servers import PASSWORD
 from tests.studies import experimenter as new_experimenter
 

@@ -18,7 +18,8 @@ from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseConnectionError
 from tests.contract.conftest import Make
-from tests.contract.support import Keys, audit, eventually, numbers, sql, statuses
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, audit, eventually, numbers, statuses
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.studies import experimenter as new_experimenter

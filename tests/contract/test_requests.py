@@ -15,7 +15,9 @@ from asyncexp import Experimenter, ResultProcessor, Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from tests.contract.conftest import Make
-from tests.contract.support import Keys, audit, change, eventually, numbers, sql
+from tests.contract.sql import execute as change
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, audit, eventually, numbers
 
 QUICK = {"heartbeat_interval": 0.2, "lease": 1}
 """How soon requests are noticed where the database has no NOTIFY."""

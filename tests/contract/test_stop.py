@@ -23,7 +23,8 @@ from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from asyncexp.store import workers
 from tests.contract.conftest import Make
-from tests.contract.support import Child, Keys, audit, child, eventually, numbers, sql, statuses
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.studies import experimenter as new_experimenter
 
 Name = Literal["SIGINT", "SIGTERM"]

@@ -16,7 +16,9 @@ import pytest
 from asyncexp import Experimenter, ResultProcessor, Summary
 from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseQueryError, ExperimentLostError
-from tests.contract.support import Keys, audit, change, eventually, numbers, sql
+from tests.contract.sql import execute as change
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, audit, eventually, numbers
 from tests.studies import experimenter as new_experimenter
 
 Make = Callable[[int], Awaitable[Experimenter]]
