@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def handled(run: Stoppable, insist: bool | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _runs.remove(run)
+        if run in _runs:  # not in a forked child
+            _runs.remove(run)
         if not _runs:
             _restore()
 
@@ -68,9 +70,26 @@ def _deliver(name: Literal["SIGINT", "SIGTERM"]) -> None:
 
 
 def _restore() -> None:
-    loop = asyncio.get_running_loop()
+    if _before:
+        loop = asyncio.get_running_loop()
+        for name in _before:
+            loop.remove_signal_handler(getattr(signal, name))
+        _put_back()
+
+
+def _put_back() -> None:
     for name, handler in _before.items():
-        number = getattr(signal, name)
-        loop.remove_signal_handler(number)
         if handler is not None:
-            signal.signal(number, handler)
+            signal.signal(getattr(signal, name), handler)
+    _before.clear()
+
+
+def _leave_to_parent() -> None:
+    """A forked child answers signals as if nothing ran: what it inherited would tell the parent's loop of its own."""
+    if _before:
+        signal.set_wakeup_fd(-1)
+        _put_back()
+    _runs.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
