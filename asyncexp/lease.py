@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,8 @@ CLOSE_LIMIT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What the service tells its worker; all but `running` and `totals` are called on the worker's loop."""
+    """What the service tells its worker; all but `totals` are called on the worker's loop."""
 
-    running: Callable[[], Sequence[int]]
-    """IDs of the rows that the worker runs."""
     totals: Callable[[], tuple[int, int]]
     """(done, error) so far."""
     asked: Callable[[list[Request]], None]
@@ -177,7 +175,7 @@ class Service:
         if told.requests != self._requests:
             if told.stop_requested:
                 self._call(self._tell.stop, told.stop_requested)
-            asked = await workers.requests(study, self._worker.id, self._tell.running())
+            asked = await workers.requests(study, self._worker.id)
             self._requests = told.requests
             if asked:
                 self._call(self._tell.asked, asked)

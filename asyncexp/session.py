@@ -41,6 +41,7 @@ class Session:
         self.logger = logger
         self.custom = custom
         self.live: dict[Key, Live] = {}
+        self.early: dict[Key, Request] = {}
         self.runs: set[Run] = set()
         self.identity = Worker(secrets.randbits(62) + 1, name, provenance.machine())
         self.totals = {"done": 0, "error": 0}
@@ -172,9 +173,8 @@ class Session:
         def here(call: Callable[[Session], Any]) -> Callable[[], Any]:
             return lambda: call(session) if (session := me()) is not None else None
 
-        live, totals = self.live, self.totals
+        totals = self.totals
         callbacks = Callbacks(
-            running=lambda: [key[0] for key in list(live)],
             totals=lambda: (totals["done"], totals["error"]),
             asked=lambda requests: session._asked(requests) if (session := me()) else None,
             stop=lambda by: session.stop(by) if (session := me()) else None,
@@ -224,6 +224,8 @@ class Session:
             live = self.live.get(request.key)
             if live is not None:
                 live.run.asked(request, live)
+            else:
+                self.early[request.key] = request
 
     def _woken(self) -> None:
         for run in list(self.runs):

@@ -115,15 +115,17 @@ async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
     return await study.db.run(work)
 
 
-async def requests(study: Study, worker: int, ids: Sequence[int]) -> list[Request]:
-    """What was asked of the rows that this worker runs, looked up by their IDs."""
-    if not ids:
-        return []
+async def requests(study: Study, worker: int) -> list[Request]:
+    """What was asked of the rows that run in this worker's name.
+
+    A look at all rows, for a worker learns of its latest rows later than others may: it is done when something
+    was asked, which is rare.
+    """
     text = (
-        f'SELECT "ID", "_attempt", "_request", "_requested_by" FROM {study.main} WHERE {study.member(ID, ":ids")} '
-        'AND "_worker" = :worker AND "status" = \'running\' AND "_request" IS NOT NULL'
+        f'SELECT "ID", "_attempt", "_request", "_requested_by" FROM {study.main} '
+        'WHERE "status" = \'running\' AND "_worker" = :worker AND "_request" IS NOT NULL'
     )
-    rows = await study.fetch(study.db, text, ids=study.integers(ids), worker=worker)
+    rows = await study.fetch(study.db, text, worker=worker)
     return [Request((row[0], row[1]), row[2], row[3]) for row in rows]
 
 
