@@ -104,6 +104,9 @@ async def ensure(study: Study, tx: Transaction, row: KeyRow) -> int:
     """
     found = await _find(study, tx, row.hash)
     if not found:
+        await take_turn(study, tx)
+        found = await _find(study, tx, row.hash)
+    if not found:
         await insert(study, tx, [row])
         found = await _find(study, tx, row.hash)
     [(experiment_id, status)] = found
