@@ -197,7 +197,7 @@ async def _write_logs(study: Study, tx: Transaction, units: Iterable[Unit]) -> N
 async def _end(study: Study, tx: Transaction, worker: Worker, units: Sequence[Unit]) -> dict[Key, Ended]:
     if not units:
         return {}
-    counts = await _tries(study, tx, [unit for unit in units if unit.end and unit.end.retries])
+    counts = await tries_of(study, tx, [unit for unit in units if unit.end and unit.end.retries])
     ended = {unit.key: _resolve(unit.end, counts.get(unit.key[0], 0)) for unit in units if unit.end}
     await _close(study, tx, [unit for unit in units if ended[unit.key].outcome in ("done", "error", "paused")], ended)
     back: defaultdict[tuple[bool, float], list[int]] = defaultdict(list)
@@ -216,11 +216,16 @@ def _resolve(end: End, tries: int) -> Ended:
     if end is DONE:
         return IS_DONE
     if end.outcome == "error" and tries < end.retries:
-        return Ended("retried", min(MAX_RETRY_DELAY_SECONDS, end.retry_delay_seconds * 2**tries))
+        return Ended("retried", retry_delay(end, tries))
     return Ended(end.outcome, end.delay_seconds or 0.0)
 
 
-async def _tries(study: Study, tx: Transaction, units: Sequence[Unit]) -> dict[int, int]:
+def retry_delay(end: End, tries: int) -> float:
+    """Seconds before the next try of a row that was tried again so often already."""
+    return min(MAX_RETRY_DELAY_SECONDS, end.retry_delay_seconds * 2.0 ** min(tries, 64))
+
+
+async def tries_of(study: Study, tx: Transaction, units: Sequence[Unit]) -> dict[int, int]:
     """How often each row was tried again already, since it was last retried by hand."""
     if not units:
         return {}

@@ -8,7 +8,7 @@ from typing import cast
 from asyncexp.db.base import Transaction
 from asyncexp.store.claim import ID, Worker
 from asyncexp.store.fill import wake
-from asyncexp.store.flush import End, Ended, Flushed, Key, Outcome, Unit, fence, put_back
+from asyncexp.store.flush import End, Ended, Flushed, Key, Outcome, Unit, fence, put_back, retry_delay, tries_of
 from asyncexp.store.study import Study
 
 EXPERIMENT = '"experiment_id"'
@@ -54,11 +54,17 @@ async def _ended(study: Study, tx: Transaction, worker: Worker, units: Sequence[
     )
     known: dict[Key, Outcome] = {(row[0], row[1]): "done" for row in done}
     known |= {(row[0], row[1]): cast(Outcome, row[2]) for row in other}
+    tries = await tries_of(study, tx, [unit for unit in units if known.get(unit.key) == "retried"])
     return {
-        unit.key: Ended(known[unit.key], unit.end.delay_seconds or 0.0)
+        unit.key: _as_told(known[unit.key], unit.end, tries.get(unit.key[0], 1))
         for unit in units
         if unit.key in known and isinstance(unit.end, End)
     }
+
+
+def _as_told(outcome: Outcome, end: End, tries: int) -> Ended:
+    """What the lost answer said; `tries` counts this one, too."""
+    return Ended(outcome, retry_delay(end, tries - 1) if outcome == "retried" else end.delay_seconds or 0.0)
 
 
 async def release_unknown(study: Study, worker: Worker, known: Collection[Key]) -> list[int]:
