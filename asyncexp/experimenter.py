@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import operator
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -613,10 +614,17 @@ def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def _ids(ids: Iterable[int] | int) -> list[int]:
+    return [_id(each) for each in (ids if isinstance(ids, Iterable) else [ids])]
+
+
+def _id(given: Any) -> int:
     try:
-        return [int(ids)] if isinstance(ids, int) else [int(i) for i in ids]
-    except (TypeError, ValueError) as wrong:
-        raise ParameterCombinationError(f"ids are whole numbers, as in the column ID: {wrong}") from None
+        number = operator.index(given)
+    except TypeError:
+        number = 2**63
+    if abs(number) >= 2**63:
+        raise ParameterCombinationError(f"ids are whole numbers of 64 bits, as in the column ID, not {given!r}")
+    return number
 
 
 def _absolute(path: PathLike | None) -> Path | None:

@@ -267,12 +267,13 @@ def render(text: str, placeholder: str, quoting: str) -> tuple[str, tuple[str, .
     A `%` is doubled where `%s` marks a parameter, if there are any.
     """
     names: list[str] = []
+    numbers: dict[str, int] = {}
     has_parameters = any(match[3] for match in _TOKEN.finditer(text))
 
     def replace(match: re.Match[str]) -> str:
         identifier, string, name, percent = match.groups()
         if name:
-            return _mark(name, names, placeholder)
+            return _mark(name, names, numbers, placeholder)
         token: str = match[0]
         if identifier and quoting != '"':
             token = quoting + identifier[1:-1].replace('""', '"').replace(quoting, quoting * 2) + quoting
@@ -283,13 +284,14 @@ def render(text: str, placeholder: str, quoting: str) -> tuple[str, tuple[str, .
     return _TOKEN.sub(replace, text), tuple(names)
 
 
-def _mark(name: str, names: list[str], placeholder: str) -> str:
+def _mark(name: str, names: list[str], numbers: dict[str, int], placeholder: str) -> str:
     if placeholder != "$":
         names.append(name)
         return placeholder
-    if name not in names:
+    if name not in numbers:
         names.append(name)
-    return f"${names.index(name) + 1}"
+        numbers[name] = len(names)
+    return f"${numbers[name]}"
 
 
 def declared(column: Column, dialect: Dialect) -> str:

@@ -18,6 +18,8 @@ from asyncexp.values import ColumnType, decoder, encoder
 
 STATUSES = [status.value for status in ExperimentStatus if status is not ExperimentStatus.ALL]
 
+GROUP = 100
+
 
 class Runner(Protocol):
     """A transaction, or a database that commits each statement by itself."""
@@ -173,7 +175,7 @@ class Study:
             options.append(self._equal(column, bound, name))
             if bound is not None:
                 params[name] = bound
-        return f"({' OR '.join(options)})" if options else "1 = 0"
+        return _any(options) if options else "1 = 0"
 
     def _equal(self, column: Column, bound: Any, name: str) -> str:
         quoted = quote(column.name)
@@ -191,6 +193,13 @@ class Study:
         """What `condition` of the main table may name."""
         own = [Column("ID", BIGINT), Column("status", WORD), Column("name", WORD), Column("machine", WORD)]
         return [*self.schema.keyfields, *self.schema.resultfields, *own]
+
+
+def _any(options: list[str]) -> str:
+    """Any of the conditions; in groups of groups, for SQLite takes no more than 1,000 `OR` in a row."""
+    while len(options) > GROUP:
+        options = [f"({' OR '.join(options[start : start + GROUP])})" for start in range(0, len(options), GROUP)]
+    return f"({' OR '.join(options)})"
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
