@@ -74,6 +74,8 @@ class Host(Protocol):
 
     live: dict[Key, Live]
     """Every attempt that this worker runs, of all its runs."""
+    early: dict[Key, Request]
+    """What was asked of attempts that this worker has taken and not begun yet."""
 
     def ended(self, outcome: str) -> None:
         """Counts an end for the worker's totals."""
@@ -335,6 +337,8 @@ class Run:
         args = (dict(experiment.keyfields), given, copy.deepcopy(self._host.custom) if self._host.custom else {})
         self._set_limits(live)
         live.handle = self._pool.start(self._function, args, partial(self._function_ended, live))
+        if self._host.early and (request := self._host.early.pop(key, None)) is not None:
+            self.asked(request, live)
         self._tell()
 
     def _set_limits(self, live: Live) -> None:
@@ -408,8 +412,8 @@ class Run:
                 return self._error(text, asyncio.CancelledError)
 
     def _forgotten(self, live: Live) -> End | None:
-        if live.processor is None or not live.processor.unawaited:
-            return None
+        if self._synchronous or live.processor is None or not live.processor.unawaited:
+            return None  # a plain call cannot be forgotten; one of another thread's may just be on its way
         text = "The function ended without awaiting a call on its result processor: write `await` before it."
         return End("error", error=f"{text} Nothing of that call was written.")
 
@@ -595,6 +599,9 @@ class Run:
                 "their lease is over.",
                 self._storing,
             )
+        if self._claiming is not None:
+            self._host.writer.withdraw(self._claiming)
+            self._claiming.cancel()  # rows that it takes yet go back
         self.gave_up = True
         self._wake()
 

@@ -107,6 +107,8 @@ class Writer:
         """Ends when nothing is queued and no row is out."""
         self._no_more = False
         """Ends when nothing is queued."""
+        self._given_up = False
+        """Ends at the next failure to reach the database."""
         self._number = 0
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._work(), name="asyncexp writer")
@@ -201,6 +203,7 @@ class Writer:
         self._wake.set()
         done, _ = await asyncio.wait([self._task], timeout=limit_seconds)
         if not done:
+            self._given_up = True
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._timer is not None:
@@ -381,6 +384,8 @@ class Writer:
             self._logger.warning("The database is away; results are held until it is back: %s", outage)
             self._tell_away()
         self.away = outage
+        if self._given_up:  # a cancellation that came during a call was put off until it was over
+            raise asyncio.CancelledError
 
     def _is_back(self) -> None:
         if self.away is not None:
