@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from tests.contract.conftest import Make
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually, numbers
+from tests.servers import in_thread
+from tests.studies import experimenter as new_experimenter
 
 QUICK = {"heartbeat_interval": 0.2, "lease": 1}
 """How soon requests are noticed where the database has no NOTIFY."""
@@ -204,3 +208,61 @@ async def test_by_notify_a_request_is_noticed_at_once(make: Make, target: Target
         run.let_go.set()
         await call
     assert took < 5, f"{took:.1f} s; the next beat was 100 s away"
+
+
+class Blocking:
+    """Runs rows 1 and 2 at once; row 2 blocks the event loop when row 3 is taken and nobody here knows of it yet."""
+
+    def __init__(self, path: str, ask: Callable[[int], None]) -> None:
+        self._path = path
+        self._ask = ask
+        self._begun: set[int] = set()
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        number = int(results.experiment_id)
+        self._begun.add(number)
+        if number == 2:
+            await self._catch()
+        elif number > 2:
+            await asyncio.Event().wait()
+
+    async def _catch(self) -> None:
+        with closing(sqlite3.connect(self._path)) as look:
+            while True:
+                [(taken,)] = look.execute("SELECT COUNT(*) FROM experiments WHERE ID = 3 AND status = 'running'")
+                if taken:
+                    assert 3 not in self._begun, "the claim was answered before it could be seen"
+                    self._ask(3)
+                    self._wait_for_two_beats(look)
+                    return
+                await asyncio.sleep(0)
+
+    def _wait_for_two_beats(self, look: sqlite3.Connection) -> None:
+        seen: set[str] = set()
+        end = time.monotonic() + 20
+        while len(seen) < 4 and time.monotonic() < end:
+            seen.update(beat for (beat,) in look.execute("SELECT heartbeat FROM experiments_workers"))
+            time.sleep(0.005)
+        assert len(seen) == 4
+
+
+@pytest.mark.parametrize("provider", ["sqlite"])
+async def test_a_request_that_comes_before_the_worker_knows_of_its_row_is_kept(
+    make: Make, target: Target, tmp_path: Path
+) -> None:
+    execution = {"heartbeat_interval": 0.05, "lease": 1}
+    worker = make(keyfields=numbers(3), execution=execution)
+    await worker.fill_table_from_config()
+
+    def ask(number: int) -> None:
+        async def cancel() -> list[int]:
+            async with new_experimenter(tmp_path, target, keyfields=numbers(3), execution=execution) as other:
+                return await other.cancel(number)
+
+        assert in_thread(lambda: asyncio.run(cancel())) == [number]
+
+    run = Blocking(target.database, ask)
+    summary = await asyncio.wait_for(worker.execute(run, n_jobs=2), 20)
+    assert (summary.done, summary.error) == (2, 1)
+    [(text,)] = await sql(target, 'SELECT "error" FROM "experiments" WHERE "ID" = 3')
+    assert text.startswith("cancelled by ")
