@@ -81,12 +81,12 @@ async def shielded(coroutine: Coroutine[Any, Any, T]) -> T:
         return await coroutine
     task = unseen(coroutine)
     cancelled = await over(task)
-    if cancelled is None:
-        await checkpoint_if_cancelled()  # by a scope around the shielded one
-        return task.result()
     if not task.cancelled():
         task.exception()  # seen, so that asyncio does not report it as lost
-    raise cancelled
+    if cancelled is not None:
+        raise cancelled
+    await checkpoint_if_cancelled()  # by a scope around the shielded one
+    return task.result()
 
 
 def immortal(*things: object) -> None:
