@@ -7,7 +7,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,8 @@ async def perform(session: Session, call: Call) -> Run:
     pool = _pool(call.function, call.pool or call.settings.pool)
     if not (call.progress is None or isinstance(call.progress, bool) or callable(call.progress)):
         raise InvalidConfigError(f"progress={call.progress!r}: True, False, None or a function of the summary")
-    await session.start_worker(call.settings.heartbeat_interval, call.settings.lease)
+    settings = call.settings
+    await session.start_worker(settings.heartbeat_interval, settings.lease, wait_seconds=settings.database_wait)
     with reporter(call.progress) as report:
         synchronous = isinstance(pool, ThreadPool)
         run = Run(session, call.function, pool, call.options, call.wanted, synchronous=synchronous, report=report)
@@ -91,7 +92,8 @@ async def _counting(session: Session, run: Run, wanted: Wanted, shown: bool) -> 
     if not shown or wanted.add is not None:
         yield
         return
-    run.left_is(*await _open(session, wanted))
+    with suppress(Outage):  # for which the run itself waits
+        run.left_is(*await _open(session, wanted))
     counter = asyncio.create_task(_recount(session, run, wanted), name="asyncexp count")
     try:
         yield

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 from asyncexp import config, logs, provenance
 from asyncexp.db import connect
+from asyncexp.db.whole import shielded
 from asyncexp.errors import (
     DatabaseCreationError,
     DatabaseError,
@@ -180,11 +181,14 @@ class Experimenter:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stops what runs, writes what is left, and closes every connection and thread; twice is no error."""
+        """Stops what runs, writes what is left, and closes every connection and thread; twice is no error.
+
+        A cancellation that comes meanwhile is raised when all is closed.
+        """
         self._forget_strangers()
         session = self._sessions.pop(id(asyncio.get_running_loop()), None)
         if session is not None:
-            await session.close()
+            await shielded(session.close())
         logs.release(self._logger)
 
     async def close_ssh_tunnel(self) -> None:
@@ -362,12 +366,13 @@ class Experimenter:
         if until == "finished":
             raise InvalidConfigError('until="finished" is not there yet; use until="empty"')
         session = await self._session(again=True, wait_seconds=settings.database_wait)
+        now = partial(_now, session.study)
         wanted = Wanted(
             0,
             from_status,
             session.study.condition(where, self._schema.keyfields),
             None if experiment_ids is None else tuple(_ids(experiment_ids)),
-            since=await _now(session.study) if from_status == "paused" else None,
+            since=await session.patiently(now, settings.database_wait) if from_status == "paused" else None,
         )
         if random_order:
             await setup.make_index(session.study, self._schema.main, RANDOM_INDEX)

@@ -77,6 +77,11 @@ class Service:
         self._wake: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="asyncexp service", daemon=True)
 
+    @property
+    def alive(self) -> bool:
+        """False once it has ended, by `close` or because it broke."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
 

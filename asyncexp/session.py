@@ -6,11 +6,11 @@ import asyncio
 import logging
 import secrets
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from asyncexp import provenance
-from asyncexp.db.base import Database, MissingTable, Outage
+from asyncexp.db.base import Database, MissingTable, Outage, T
 from asyncexp.errors import DatabaseConnectionError
 from asyncexp.lease import Callbacks, Service
 from asyncexp.schema import Schema
@@ -52,6 +52,7 @@ class Session:
         self._opened = False
         self._prepared = False
         self._registered = False
+        self._closed = False
         self._lease = (0.0, 0.0)
         self._writer: Writer | None = None
         self._service: Service | None = None
@@ -72,8 +73,8 @@ class Session:
         """
         async with self._starting:
             if not self._opened:
-                await self._patiently(lambda: self._database.open(create_database=create_database), wait_seconds)
-                await self._patiently(self.study.set_clock, wait_seconds)
+                await self.patiently(lambda: self._database.open(create_database=create_database), wait_seconds)
+                await self.patiently(self.study.set_clock, wait_seconds)
                 self._opened = True
 
     async def prepare(self, *, make: bool, again: bool = False, wait_seconds: float = 0.0) -> None:
@@ -87,7 +88,7 @@ class Session:
         """
         if self._prepared and not again:
             return
-        await self._patiently(lambda: self._look(make), wait_seconds)
+        await self.patiently(lambda: self._look(make), wait_seconds)
         self._prepared = True
 
     async def _look(self, make: bool) -> None:
@@ -109,19 +110,18 @@ class Session:
         """The tables were dropped, and this worker's row with them."""
         self._registered = False
 
-    async def _patiently(self, attempt: Callable[[], Any], wait_seconds: float) -> None:
+    async def patiently(self, attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds: float) -> T:
+        """What `attempt` gives, made anew for `wait_seconds` while the database is away."""
         until = self.loop.time() + wait_seconds
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
-                await attempt()
+                return await attempt()
             except Outage as outage:
                 if self.loop.time() + wait > until:
                     raise DatabaseConnectionError(str(outage)) from None
                 if wait == FIRST_WAIT_SECONDS:
                     self.logger.warning("Trying for %g s to reach the database: %s", wait_seconds, outage)
-            else:
-                return
             await asyncio.sleep(wait)
             wait = min(LONGEST_WAIT_SECONDS, wait * 2)
 
@@ -136,14 +136,12 @@ class Session:
 
     # ---------------------------------------------------------------------------------------- worker
 
-    async def start_worker(self, interval_seconds: float, lease_seconds: float) -> None:
+    async def start_worker(self, interval_seconds: float, lease_seconds: float, *, wait_seconds: float = 0.0) -> None:
         """Registers this worker and starts its sign of life and its writer, once."""
         async with self._starting:
-            if self._registered and not self.runs:
-                await workers.forget_stop(self.study, self.identity.id)
-            if not self._registered:
-                await workers.register(self.study, self.identity, lease_seconds, provenance.here())
-                self._registered = True
+            await self.patiently(lambda: self._sign_in(lease_seconds), wait_seconds)
+            if self._closed:
+                raise DatabaseConnectionError("The experimenter was closed while a call began.")
             if self._writer is not None:
                 self._keep_lease(interval_seconds, lease_seconds)
                 return
@@ -156,12 +154,24 @@ class Session:
                 away=self._away,
                 longest_wait_seconds=interval_seconds,
             )
-            self._service = self._new_service(interval_seconds, lease_seconds)
-            self._service.start()
-            # At the interpreter's end, or when nobody holds this any more, the worker's row is marked stopped.
-            self._end_service = weakref.finalize(self, _end, self._service)
+            self._start_service()
+
+    async def _sign_in(self, lease_seconds: float) -> None:
+        if self._registered and not self.runs:
+            await workers.forget_stop(self.study, self.identity.id)
+        if not self._registered:
+            await workers.register(self.study, self.identity, lease_seconds, provenance.here())
+            self._registered = True
+
+    def _start_service(self) -> None:
+        self._service = self._new_service(*self._lease)
+        self._service.start()
+        # At the interpreter's end, or when nobody holds this any more, the worker's row is marked stopped.
+        self._end_service = weakref.finalize(self, _end, self._service)
 
     def _keep_lease(self, interval_seconds: float, lease_seconds: float) -> None:
+        if self._service is not None and not self._service.alive:  # it broke, and the calls of that time raised
+            self._start_service()
         if (interval_seconds, lease_seconds) != self._lease:
             self.logger.warning(
                 "heartbeat_interval and lease stay %g and %g s: a worker keeps those of its first call", *self._lease
@@ -239,6 +249,7 @@ class Session:
 
     async def close(self) -> None:
         """Stops what runs, writes what is left, and closes every connection and thread of its own."""
+        self._closed = True
         for run in list(self.runs):
             run.stop_now("stop")
         await asyncio.gather(*(run.finished.wait() for run in self.runs))

@@ -16,8 +16,9 @@ import pytest
 
 from asyncexp import Experimenter, ResultProcessor, SyncResultProcessor
 from asyncexp.db.base import Target
-from asyncexp.errors import DatabaseError, ExperimentLostError, ParameterCombinationError
+from asyncexp.errors import DatabaseConnectionError, DatabaseError, ExperimentLostError, ParameterCombinationError
 from tests.contract.conftest import Make
+from tests.contract.sql import execute as change
 from tests.contract.support import Keys, eventually, numbers, statuses
 from tests.proxy import Proxy
 from tests.studies import experimenter as new_experimenter
@@ -209,7 +210,80 @@ async def test_a_request_for_a_row_that_is_just_being_taken_is_heard(make: Make,
     assert "cancelled by" in summary.errors[0]
 
 
+# ------------------------------------------------------------------------------------------------ closing
+
+
+def service_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "asyncexp service"]
+
+
+@sqlite_only
+async def test_closing_while_a_call_begins_leaves_no_thread(target: Target, tmp_path: Path) -> None:
+    for turns in range(1, 80):
+        experimenter = new_experimenter(tmp_path, target, keyfields=numbers(1))
+        await experimenter.create_table()
+        call = asyncio.create_task(experimenter.execute(nothing))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await experimenter.aclose()
+        await asyncio.wait([call])
+        assert call.exception() is None or isinstance(call.exception(), DatabaseConnectionError)
+        assert not service_threads(), turns
+
+
+async def test_closing_that_is_cancelled_closes_all_the_same(target: Target, tmp_path: Path) -> None:
+    experimenter = new_experimenter(tmp_path, target, keyfields=numbers(1))
+    await experimenter.fill_table_from_config()
+    await experimenter.execute(nothing)
+    closing_it = asyncio.create_task(experimenter.aclose())
+    await asyncio.sleep(0)
+    closing_it.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing_it
+    assert not service_threads()
+
+
+# ------------------------------------------------------------------------------------------- the sign of life
+
+
+@sqlite_only
+async def test_a_sign_of_life_that_broke_is_given_again_by_the_next_call(make: Make, target: Target) -> None:
+    experimenter = make(keyfields=numbers(2), execution={"heartbeat_interval": 0.05, "lease": 5, "grace": 0.1})
+    await experimenter.fill_table_from_config()
+    refuse = "BEFORE UPDATE OF heartbeat ON experiments_workers BEGIN SELECT RAISE(ABORT, 'not now'); END"
+    await change(target, f"CREATE TRIGGER refuses {refuse}")
+    with pytest.raises(DatabaseError, match="not now"):
+        await experimenter.execute(for_ever)
+    await change(target, "DROP TRIGGER refuses")
+    call = asyncio.create_task(experimenter.execute(for_ever))
+
+    async def beats() -> bool:
+        [worker] = await experimenter.workers()
+        return worker.heartbeat > worker.started
+
+    await eventually(beats)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
 # ----------------------------------------------------------------------------------- a database that is silent
+
+
+@servers_only
+async def test_a_call_that_meets_a_cut_connection_as_it_begins_goes_on(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
+    proxy = Proxy(target)
+    async with proxy, new_experimenter(tmp_path, proxy.target, keyfields=numbers(2)) as experimenter:
+        await experimenter.fill_table_from_config()
+        for milliseconds in range(0, 16, 2):
+            call = asyncio.create_task(experimenter.execute(nothing, progress=lambda _: None))
+            await asyncio.sleep(milliseconds / 1000)
+            proxy.cut()
+            assert (await call).done == 2
+            await experimenter.reset_experiments("done")
 
 
 @servers_only
