@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asyncexp.db.base import Row, Transaction
+from asyncexp.errors import DatabaseError
 from asyncexp.experiment import Experiment, ExperimentId
 from asyncexp.schema import quote
 from asyncexp.store.fill import KeyRow, ensure
@@ -44,14 +45,23 @@ class Wanted:
 
 
 async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -> list[Experiment]:
-    """Takes up to `wanted.count` rows, in the order of their IDs unless random."""
-    if wanted.add is not None:
-        wanted = replace(wanted, ids=(await ensure(study, tx, wanted.add),), early=True, add=None)
+    """Takes up to `wanted.count` rows, in the order of their IDs unless random.
+
+    Raises:
+        DatabaseError: the row to `add` exists and is not to be had.
+    """
+    added = wanted.add
+    if added is not None:
+        wanted = replace(wanted, ids=(await ensure(study, tx, added),), early=True, add=None)
     taken: list[Experiment] = []
     for order, part in _passes(wanted):
         left = wanted.count - len(taken)
         if left > 0:
             taken += await _take(study, tx, worker, replace(wanted, count=left), order, part)
+    if added is not None and not taken:
+        raise DatabaseError(
+            "This experiment exists already, and another is about to take or change it. Nothing was run."
+        )
     return taken
 
 

@@ -19,6 +19,7 @@ from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, ExperimentLostError, ParameterCombinationError
 from tests.contract.conftest import Make
 from tests.contract.sql import execute as change
+from tests.contract.sql import locked
 from tests.contract.support import Keys, eventually, numbers, statuses
 from tests.proxy import Proxy
 from tests.studies import experimenter as new_experimenter
@@ -122,6 +123,16 @@ async def test_of_many_who_add_an_experiment_one_runs_it_and_the_others_hear_of_
         assert len(refused) == 4, answers
         assert all("exists already" in str(answer) for answer in refused), refused
     assert await statuses(target) == {"done": 8}
+
+
+@servers_only
+async def test_an_experiment_that_another_is_about_to_take_is_not_run(make: Make, target: Target) -> None:
+    experimenter = make(keyfields=numbers(1))
+    await experimenter.fill_table_from_config()
+    async with locked(target, 1):
+        with pytest.raises(DatabaseError, match="exists already"):
+            await experimenter.add_experiment_and_execute({"number": 0}, nothing)
+    assert await statuses(target) == {"created": 1}
 
 
 async def test_a_table_may_be_filled_while_single_experiments_are_added(make: Make, target: Target) -> None:
