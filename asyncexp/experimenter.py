@@ -529,9 +529,10 @@ class Experimenter:
         """Asks this worker, or those with these ids, to stop gracefully. Returns the ids asked."""
         session = await self._session()
         wanted = [session.identity.id] if workers is None else _ids(workers)
-        if session.identity.id in wanted:
-            session.stop(self._me())
-        return await worker_rows.ask_to_stop(await session.reading(), wanted, self._me())
+        # This worker is told directly: a request through the table could still be read when the next run has begun.
+        told = [session.identity.id] if session.identity.id in wanted and session.stop(self._me()) else []
+        others = [worker for worker in wanted if worker != session.identity.id]
+        return told + await worker_rows.ask_to_stop(await session.reading(), others, self._me())
 
     def _me(self) -> str:
         return f"{self._arguments['name']} on {provenance.machine()} (pid {os.getpid()})"[:255]

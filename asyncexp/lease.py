@@ -32,7 +32,7 @@ class Callbacks:
     totals: Callable[[], tuple[int, int]]
     """(done, error) so far."""
     asked: Callable[[list[Request]], None]
-    stop: Callable[[str], None]
+    stop: Callable[[str], object]
     """Somebody asked the worker to stop; his name."""
     woken: Callable[[], None]
     """The table changed: there may be rows to take."""
@@ -115,7 +115,7 @@ class Service:
             self._logger.exception("The service thread of worker %s broke", self._worker.id)
             self._call(self._tell.broken, failure)
 
-    def _call(self, callback: Callable[..., None], *args: Any) -> None:
+    def _call(self, callback: Callable[..., object], *args: Any) -> None:
         if not self._user_loop.is_closed():
             self._user_loop.call_soon_threadsafe(callback, *args)
 

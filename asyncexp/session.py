@@ -212,12 +212,13 @@ class Session:
         if outcome in self.totals:
             self.totals[outcome] += 1
 
-    def stop(self, by: str) -> None:
-        """Asks every run of this worker to stop gracefully."""
+    def stop(self, by: str) -> bool:
+        """Asks every run of this worker to stop gracefully; whether there is a worker at all."""
         if self.runs:
             self.logger.warning("Stop asked for by %s", by)
         for run in list(self.runs):
             run.stop("stop")
+        return self._registered
 
     def _lost(self, key: Key) -> None:
         live = self.live.get(key)
