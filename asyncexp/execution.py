@@ -13,7 +13,7 @@ from typing import Any
 
 from asyncexp.config.models import ExecutionConfig
 from asyncexp.db.base import Outage
-from asyncexp.errors import InvalidConfigError
+from asyncexp.errors import DatabaseError, InvalidConfigError
 from asyncexp.experiment import Summary
 from asyncexp.pools.base import Pool
 from asyncexp.pools.task import TaskPool, ThreadPool, is_async
@@ -111,6 +111,8 @@ async def _recount(session: Session, run: Run, wanted: Wanted) -> None:
             run.left_is(*await _open(session, wanted))
         except Outage:
             continue
+        except DatabaseError:  # the run hears of it from its own statements
+            return
         took = time.monotonic() - began
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from asyncexp import Experimenter
+from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
-from asyncexp.errors import InvalidConfigError, ParameterCombinationError
+from asyncexp.errors import DatabaseConnectionError, InvalidConfigError, ParameterCombinationError
 from tests.studies import experimenter
 
 
@@ -61,3 +61,28 @@ async def test_stop_takes_the_ids_of_workers(sqlite_target: Target, tmp_path: Pa
         await one.execute(nothing, max_experiments=1)
         [worker] = await one.workers()
         assert await one.stop(workers=[worker.id, worker.id + 1]) == [worker.id]
+
+
+def _take_away(file: Path, how: str) -> None:
+    if how == "deleted":
+        file.unlink(missing_ok=True)
+    elif file.exists():
+        file.rename(file.with_name("elsewhere.db"))
+    if how == "replaced":
+        file.touch()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+async def test_a_file_that_goes_away_under_its_worker_ends_the_run_with_one_error(
+    sqlite_target: Target, tmp_path: Path, how: str
+) -> None:
+    file = Path(sqlite_target.database)
+    async with experimenter(tmp_path, sqlite_target) as one:
+        await one.fill_table_from_config()
+
+        async def takes_it_away(keyfields: dict[str, Any], results: ResultProcessor, custom: Any) -> None:
+            _take_away(file, how)
+            await results.process_results({"result": 1.0})
+
+        with pytest.raises(DatabaseConnectionError, match=r"experiments\.db was moved, deleted or replaced"):
+            await one.execute(takes_it_away, n_jobs=1, grace=0.1)
