@@ -464,8 +464,6 @@ class Run:
             # A call under way has just been answered: its caller is to see that answer before the cancellation.
             self._loop.call_soon(live.handle.cancel)
             live.handle.abandon()
-        if self._ids is not None:
-            self._ids[live.key[0]] = None
         self._count("lost")
         self._wake()
 

@@ -11,7 +11,6 @@ from asyncexp import ResultProcessor
 from asyncexp.db import connect
 from asyncexp.db.base import Target
 from asyncexp.errors import TableHasWrongStructureError
-from tests.contract import sql
 from tests.contract.conftest import Make
 from tests.studies import KEYFIELDS
 
@@ -114,33 +113,17 @@ async def test_what_others_took_is_not_left(make: Make) -> None:
 async def test_a_dropped_table_ends_the_run_that_uses_it(make: Make) -> None:
     one, other = make(), make()
     await one.fill_table_from_config()
-    begun = asyncio.Event()
+    begun, dropped = asyncio.Event(), asyncio.Event()
 
     async def writes(keyfields: dict[str, Any], results: ResultProcessor, custom: Any) -> None:
         begun.set()
-        await asyncio.sleep(0.3)
+        await dropped.wait()
         await results.process_results({"result": 1.0})
 
     running = asyncio.create_task(one.execute(writes))
     await begun.wait()
     await other.delete_table()
+    dropped.set()
     with pytest.raises(Exception, match="experiments"):
         await asyncio.wait_for(running, 20)
     await one.aclose()
-
-
-async def test_a_row_named_by_its_id_that_was_lost_is_taken_again(make: Make, target: Target) -> None:
-    experimenter = make()
-    await experimenter.fill_table_from_config()
-    attempts = []
-
-    async def run(keyfields: dict[str, Any], results: ResultProcessor, custom: Any) -> None:
-        attempts.append(results.attempt)
-        if results.attempt == 1:
-            await sql.execute(target, 'UPDATE "experiments" SET "status" = \'created\' WHERE "ID" = 3')
-            await results.process_results({"result": 1.0})
-        await results.process_results({"result": 2.0})
-
-    summary = await experimenter.execute(run, experiment_ids=[3])
-    assert (summary.lost, summary.done, attempts) == (1, 1, [1, 2])
-    assert list((await experimenter.get_table({"status": "done"}))["result"]) == [2.0]
