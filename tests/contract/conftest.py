@@ -10,6 +10,7 @@ import pytest
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
+from tests.contract.shared import Shared
 from tests.studies import experimenter
 
 Make = Callable[..., Experimenter]
@@ -30,3 +31,9 @@ async def make(target: Target, tmp_path: Path) -> AsyncIterator[Make]:
     yield new
     for each in made:
         await each.aclose()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Shared:
+    """Makes lists and gates that experiment functions share with their test, also from a child process."""
+    return Shared(tmp_path)
