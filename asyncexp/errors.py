@@ -5,6 +5,9 @@ The names are PyExperimenter's, so that `except` clauses written for it go on wo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class PyExperimenterError(Exception):
     """The base of all errors of this package: catch it to catch everything that is not a bug."""
@@ -99,3 +102,11 @@ class InvalidColumnError(ConfigError):
 
 class InvalidLogtableError(ConfigError):
     """A log table is described in a way that cannot be understood."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """One sentence about a name that does not exist, with the nearest ones that do."""
+    names = list(known)
+    near = get_close_matches(str(name), names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names) or 'none'}"
+    return f"{what} {str(name)!r}; {hint}"

@@ -55,8 +55,7 @@ async def perform(session: Session, call: Call) -> Run:
     settings = call.settings
     await session.start_worker(settings.heartbeat_interval, settings.lease, wait_seconds=settings.database_wait)
     with reporter(call.progress) as report:
-        synchronous = isinstance(pool, ThreadPool)
-        run = Run(session, call.function, pool, call.options, call.wanted, synchronous=synchronous, report=report)
+        run = Run(session, call.function, pool, call.options, call.wanted, report=report)
         session.runs.add(run)
         try:
             async with _counting(session, run, call.wanted, report is not None):

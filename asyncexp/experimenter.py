@@ -24,9 +24,11 @@ from asyncexp.errors import (
     NoPausedExperimentsException,
     ParameterCombinationError,
     SshTunnelError,
+    unknown,
 )
 from asyncexp.execution import Call, perform
 from asyncexp.experiment import ExperimentStatus, Summary
+from asyncexp.pools.base import lineage
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
 from asyncexp.store import life, migrate, read, rows, setup
@@ -34,7 +36,7 @@ from asyncexp.store import workers as worker_rows
 from asyncexp.store.claim import Wanted
 from asyncexp.store.fill import Filled, KeyRow
 from asyncexp.store.rows import fill_rows
-from asyncexp.store.study import Condition, Study, statuses, unknown
+from asyncexp.store.study import Condition, Study, statuses
 from asyncexp.tables import frame
 from asyncexp.worker import Options
 
@@ -460,7 +462,7 @@ class Experimenter:
             random_order=random_order,
             retries=settings.retries,
             retry_delay=settings.retry_delay,
-            retry_on=config.retry_types(settings),
+            retry_on=_names(config.retry_types(settings)),
             max_errors=settings.max_errors,
             timeout=settings.timeout,
             stall_timeout=settings.stall_timeout,
@@ -607,6 +609,10 @@ def _jobs(configuration: Configuration, n_jobs: int | None) -> int:
     if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < -1 or not n_jobs):
         raise InvalidConfigError(f"n_jobs={n_jobs!r}: a number of experiments at once, or -1 for the usable cores")
     return configuration.slots(n_jobs)
+
+
+def _names(kinds: Sequence[type[BaseException]] | None) -> frozenset[str] | None:
+    return None if kinds is None else frozenset(lineage(kind)[0] for kind in kinds)
 
 
 def _check_count(name: str, value: object) -> None:

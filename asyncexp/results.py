@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from asyncexp.errors import (
-    DatabaseQueryError,
-    ExperimentLostError,
-    InvalidLogFieldError,
-    InvalidResultFieldError,
-)
+from asyncexp.errors import DatabaseQueryError
 from asyncexp.experiment import ExperimentId
+from asyncexp.fields import Line, LogRows, clean, fraction
 from asyncexp.store.flush import Key
-from asyncexp.store.study import Study, unknown
+from asyncexp.store.study import Study
 from asyncexp.writer import Writer, lost
 
 T = TypeVar("T")
@@ -27,10 +22,6 @@ P = ParamSpec("P")
 HEARTBEAT_SECONDS = 1.0
 """At most one write of an experiment's heartbeat in this time."""
 LOOP_CHECK_SECONDS = 1.0
-PLAIN_BYTES = 16
-"""What a number or a date counts for, in a flush."""
-
-LogRows = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 
 class Attempt(Protocol):
@@ -104,8 +95,7 @@ class ResultProcessor:
             ExperimentLostError: the row is no longer this worker's; nothing was written.
         """
         self._begin()
-        fields, size = self._results(results)
-        await self._writer.send(self._key, fields, size)
+        await self._send(*self._study.fields.results(results))
 
     @_noticed
     async def process_logs(self, logs: Mapping[str, LogRows]) -> None:
@@ -120,8 +110,7 @@ class ResultProcessor:
             ExperimentLostError: the row is no longer this worker's.
         """
         self._begin()
-        lines, size = self._lines(logs)
-        await self._writer.log(self._key, lines, size)
+        await self._writer.log(self._key, *self._study.fields.lines(logs, self._study.now()))
 
     @_noticed
     async def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
@@ -139,11 +128,9 @@ class ResultProcessor:
     async def flush(self) -> None:
         """Returns when everything sent so far is committed."""
         self._begin()
-        self._write_heartbeat()
-        await self._writer.settled(self._key)
-        self._alive()
+        await self._settle()
 
-    # ------------------------------------------------------------------------------------- checking
+    # -------------------------------------------------------------------------------------- sending
 
     def _begin(self) -> None:
         self.unawaited -= 1
@@ -156,73 +143,47 @@ class ResultProcessor:
         if (refused := self._writer.take_error(self._key)) is not None:
             raise DatabaseQueryError(f"The database refused what was sent earlier: {refused}") from refused
 
-    def _results(self, results: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        if not isinstance(results, Mapping):
-            raise InvalidResultFieldError(f"results are a dict of fields and values, not {type(results).__name__}")
-        encoders = self._study.result_encoders
-        fields: dict[str, Any] = {}
-        size = 0
-        for name, value in results.items():
-            encode = encoders.get(name)
-            if encode is None:
-                raise InvalidResultFieldError(unknown("no resultfield", name, encoders))
-            try:
-                fields[name] = encoded = encode(value)
-                size += self._size(encoded) if type(encoded) is str else PLAIN_BYTES
-            except ValueError as wrong:
-                raise InvalidResultFieldError(f"resultfield {name!r}: {wrong}") from None
+    async def _send(self, fields: dict[str, Any], size: int) -> None:
         if self._study.schema.result_timestamps:
             now = self._study.now()
             fields |= {f"{name}_timestamp": now for name in list(fields)}
-        return fields, size
+        await self._writer.send(self._key, fields, size)
 
-    def _lines(self, logs: Mapping[str, LogRows]) -> tuple[list[tuple[str, tuple[Any, ...]]], int]:
-        if not isinstance(logs, Mapping):
-            raise InvalidLogFieldError(f"logs are a dict of log tables and rows, not {type(logs).__name__}")
-        tables = self._study.log_encoders
-        lines: list[tuple[str, tuple[Any, ...]]] = []
-        size = 0
-        now = self._study.now()
-        for table, rows in logs.items():
-            columns = tables.get(table)
-            if columns is None:
-                raise InvalidLogFieldError(unknown("no log table", table, tables))
-            for row in _rows(table, rows):
-                values, more = self._line(table, columns, row)
-                lines.append((table, (now, *values)))
-                size += more
-        return lines, size
+    async def _settle(self) -> None:
+        self._write_heartbeat()
+        await self._writer.settled(self._key)
+        self._alive()
 
-    def _line(
-        self, table: str, columns: Mapping[str, Callable[[object], Any]], row: Mapping[str, Any]
-    ) -> tuple[list[Any], int]:
-        if not row.keys() <= columns.keys():
-            wrong = next(name for name in row if name not in columns)
-            raise InvalidLogFieldError(unknown(f"log table {table!r} has no column", wrong, columns))
-        values: list[Any] = []
-        size = 0
-        for name, encode in columns.items():
-            value = row.get(name)
-            if value is not None:
-                try:
-                    value = encode(value)
-                    size += self._size(value) if type(value) is str else PLAIN_BYTES
-                except ValueError as wrong:
-                    raise InvalidLogFieldError(f"log table {table!r}, column {name!r}: {wrong}") from None
-            values.append(value)
-        return values, size
+    # ------------------------------------------------------------------- what a child process has checked
 
-    def _size(self, text: str) -> int:
-        size, most = len(text), self._study.db.max_value_bytes
-        if size * 4 > most and len(text.encode()) > most:
-            raise ValueError(f"{size} characters are more than the server takes in one value ({most} bytes)")
-        return size
+    async def relay_results(self, fields: Mapping[str, Any], size: int) -> None:
+        """As `process_results`, for canonical values."""
+        self._alive()
+        bound = self._study.bound
+        await self._send({name: bound(value) for name, value in fields.items()}, size)
+
+    async def relay_logs(self, lines: Sequence[Line], size: int) -> None:
+        """As `process_logs`, for canonical values."""
+        self._alive()
+        bound, now = self._study.bound, self._study.now()
+        stamped = [(table, (now, *(bound(value) for value in values))) for table, values in lines]
+        await self._writer.log(self._key, stamped, size)
+
+    def relay_heartbeat(self, progress: float | None, message: str | None) -> None:
+        """As `heartbeat`."""
+        self._alive()
+        self._note_heartbeat(progress, message)
+
+    async def relay_flush(self) -> None:
+        """As `flush`."""
+        self._alive()
+        await self._settle()
 
     # ------------------------------------------------------------------------------------ heartbeat
 
     def _note_heartbeat(self, progress: float | None, message: str | None) -> None:
-        if progress is not None and (fraction := _fraction(progress)) is not None:
-            self._heartbeat["_progress"] = fraction
+        if progress is not None and (given := fraction(progress)) is not None:
+            self._heartbeat["_progress"] = given
         if message is not None:
             self._heartbeat["_message"] = clean(str(message))
         self._heartbeat["_heartbeat"] = self._study.now()
@@ -300,28 +261,3 @@ class SyncResultProcessor:
                     raise
                 if self._loop.is_closed():
                     raise lost((int(self.experiment_id), self.attempt)) from None
-
-
-def clean(text: str) -> str:
-    """Text that every database takes: no NUL, no lone surrogate."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-def _rows(table: str, rows: LogRows) -> Iterable[Mapping[str, Any]]:
-    listed = [rows] if isinstance(rows, Mapping) else list(rows) if isinstance(rows, Iterable) else [rows]
-    for row in listed:
-        if not isinstance(row, Mapping):
-            found = type(row).__name__
-            raise InvalidLogFieldError(f"log table {table!r}: a row is a dict of columns and values, not {found}")
-    return listed
-
-
-def _fraction(progress: float) -> float | None:
-    try:
-        given = float(progress)
-    except (TypeError, ValueError):
-        raise InvalidResultFieldError(f"heartbeat: progress is a fraction from 0 to 1, not {progress!r}") from None
-    return None if math.isnan(given) else min(1.0, max(0.0, given))
-
-
-__all__ = ["ExperimentLostError", "ResultProcessor", "SyncResultProcessor", "clean"]

@@ -8,13 +8,11 @@ no row is left `running` that nobody runs.
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import os
 import random
-import reprlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -22,8 +20,9 @@ from typing import Any, Protocol
 from asyncexp.db.whole import over
 from asyncexp.errors import DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
-from asyncexp.pools.base import Cancelled, Handle, Pool, Raised, Result, Returned
-from asyncexp.results import ResultProcessor, SyncResultProcessor, clean
+from asyncexp.fields import clean
+from asyncexp.pools.base import Cancelled, Handle, Job, Pool, Raised, Result, Returned, Strange, lineage
+from asyncexp.results import ResultProcessor
 from asyncexp.store.claim import Wanted
 from asyncexp.store.flush import DONE, End, Ended, Key
 from asyncexp.store.study import Study
@@ -37,8 +36,11 @@ RETRY_SLACK_SECONDS = 0.02
 SHOWN_ERRORS = 20
 LAST_FLUSH_SECONDS = 5.0
 """At least so long a run told to stop waits for a database that is away."""
-_RETURNED = reprlib.Repr()
-_RETURNED.maxother = _RETURNED.maxstring = 200
+FORGOTTEN = End(
+    "error",
+    error="The function ended without awaiting a call on its result processor: write `await` before it. "
+    "Nothing of that call was written.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class Options:
     random_order: bool
     retries: int
     retry_delay: float
-    retry_on: tuple[type[BaseException], ...] | None
+    retry_on: frozenset[str] | None
+    """Dotted names of classes."""
     max_errors: int | None
     timeout: float | None
     stall_timeout: float | None
@@ -116,7 +119,6 @@ class Run:
         options: Options,
         wanted: Wanted,
         *,
-        synchronous: bool,
         report: Callable[[Summary], None] | None = None,
     ) -> None:
         self.stopped_by: StoppedBy | None = None
@@ -128,7 +130,6 @@ class Run:
         self._pool = pool
         self._wanted = wanted
         self._ids = dict.fromkeys(wanted.ids) if wanted.ids is not None else None
-        self._synchronous = synchronous
         self._report = report
         self._left: int | None = None
         self._loop = asyncio.get_running_loop()
@@ -333,10 +334,9 @@ class Run:
         live = Live(self, experiment, key, last_sign=time.monotonic())
         live.processor = ResultProcessor(experiment.id, live, self._host.study, self._host.writer)
         self._live[key] = self._host.live[key] = live
-        given = SyncResultProcessor(live.processor, self._loop) if self._synchronous else live.processor
-        args = (dict(experiment.keyfields), given, copy.deepcopy(self._host.custom) if self._host.custom else {})
         self._set_limits(live)
-        live.handle = self._pool.start(self._function, args, partial(self._function_ended, live))
+        job = Job(self._function, experiment.keyfields, self._host.custom, live.processor)
+        live.handle = self._pool.start(job, partial(self._function_ended, live))
         if self._host.early and (request := self._host.early.pop(key, None)) is not None:
             self.asked(request, live)
         self._tell()
@@ -357,12 +357,12 @@ class Run:
             live.timers.append(self._loop.call_later(seconds - quiet, self._look_for_stall, live, seconds))
 
     def _overdue(self, live: Live, text: str) -> None:
-        self.end_early(live, self._error(text, TimeoutError), wait_for_thread=False)
+        self.end_early(live, self._error(text, lineage(TimeoutError)), wait_for_thread=False)
 
-    def _error(self, text: str, kind: type[BaseException]) -> End:
-        """An end as `error`, or another try if there are any left for this kind."""
+    def _error(self, text: str, kinds: Sequence[str]) -> End:
+        """An end as `error`, or another try if there are any left for an exception with these classes."""
         tries = self.options.retries
-        if self.options.retry_on is not None and not issubclass(kind, self.options.retry_on):
+        if self.options.retry_on is not None and not self.options.retry_on.intersection(kinds):
             tries = 0
         return End("error", error=clean(text), retries=tries, retry_delay_seconds=self.options.retry_delay)
 
@@ -403,37 +403,26 @@ class Run:
         if live.forced and not isinstance(result, Returned):
             return End("released")
         match result:
-            case Returned(value):
-                return self._forgotten(live) or self._returned(value)
-            case Raised(text, kind):
-                return self._error(text, kind)
+            case Returned(status, forgotten):
+                return FORGOTTEN if forgotten else self._returned(status)
+            case Strange(shown, kind):
+                allowed = "it may return None or an ExperimentStatus: DONE, ERROR, PAUSED or CREATED"
+                return End("error", error=clean(f"The experiment function returned {shown} ({kind}); {allowed}."))
+            case Raised(text, kinds):
+                return self._error(text, kinds)
             case Cancelled():
                 text = "CancelledError: the function was cancelled, but not by asyncexp"
-                return self._error(text, asyncio.CancelledError)
+                return self._error(text, lineage(asyncio.CancelledError))
 
-    def _forgotten(self, live: Live) -> End | None:
-        if self._synchronous or live.processor is None or not live.processor.unawaited:
-            return None  # a plain call cannot be forgotten; one of another thread's may just be on its way
-        text = "The function ended without awaiting a call on its result processor: write `await` before it."
-        return End("error", error=f"{text} Nothing of that call was written.")
-
-    def _returned(self, value: Any) -> End:
-        if value is None:
-            return End("done")
-        # A status by its class: an array compares to neither true nor false.
-        match value if isinstance(value, ExperimentStatus) else None:
-            case ExperimentStatus.DONE:
-                return DONE
+    def _returned(self, status: ExperimentStatus | None) -> End:
+        match status:
             case ExperimentStatus.PAUSED:
                 return End("paused")
             case ExperimentStatus.ERROR:
                 return End("error")
             case ExperimentStatus.CREATED:
                 return End("created", delay_seconds=None if self.stopped_by else self.options.lease)
-        shown = _RETURNED.repr(value)
-        allowed = "it may return None or an ExperimentStatus: DONE, ERROR, PAUSED or CREATED"
-        text = f"The experiment function returned {shown} ({type(value).__name__}); {allowed}."
-        return End("error", error=clean(text))
+        return DONE
 
     def _close(self, live: Live, end: End, alike: str | None) -> None:
         """The function is over for us: its end goes to the database, its slot is free."""
@@ -637,9 +626,9 @@ def _likeness(result: Result, end: End) -> str | None:
     """What failures must share to be alike; None for one that the function meant."""
     if isinstance(result, Raised):
         return result.place
-    if end.error is None or not isinstance(result, Returned):
-        return end.error
-    return f"returned {type(result.value).__name__}"
+    if isinstance(result, Strange):
+        return f"returned {result.kind}"
+    return end.error
 
 
 async def supervise(run: Run) -> Summary:

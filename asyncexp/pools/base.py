@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from asyncexp.experiment import ExperimentStatus
+
+if TYPE_CHECKING:
+    from asyncexp.results import ResultProcessor
+
+RETURNABLE = (ExperimentStatus.DONE, ExperimentStatus.PAUSED, ExperimentStatus.ERROR, ExperimentStatus.CREATED)
+_SHOWN = reprlib.Repr()
+_SHOWN.maxother = _SHOWN.maxstring = 200
 _OWN = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {_OWN})
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """One call of the user's function."""
+
+    function: Callable[..., Any]
+    keyfields: Mapping[str, Any]
+    custom: Mapping[str, Any]
+    processor: ResultProcessor
+    """What the function reports to, on the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
-    value: Any
+    """The function returned something that it may return; None stands for DONE."""
+
+    status: ExperimentStatus | None
+    forgotten: bool = False
+    """A call on its result processor was never awaited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strange:
+    """The function returned something else."""
+
+    shown: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """The function ended by an exception."""
+    """The function ended by an exception, or its process died."""
 
     text: str
     """The whole traceback."""
-    type: type[BaseException]
+    lineage: tuple[str, ...]
+    """Dotted names of the exception's class and its bases."""
     place: str
     """Type and last frame of the user's code: failures with the same place fail alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The function was cancelled and let it happen."""
+    """The function was cancelled and let it happen, or was killed."""
 
 
-Result = Returned | Raised | Cancelled
+Result = Returned | Strange | Raised | Cancelled
 Done = Callable[[Result], None]
 """Called once, on the event loop."""
 
@@ -59,11 +92,19 @@ class Handle(Protocol):
 class Pool(Protocol):
     """Runs calls, any number at once."""
 
-    def start(self, function: Callable[..., Any], args: tuple[Any, ...], done: Done) -> Handle: ...
+    def start(self, job: Job, done: Done) -> Handle: ...
 
     async def close(self) -> None:
         """Ends what belongs to the pool; calls that cannot be ended are left alone."""
         ...
+
+
+def returned(value: object, *, forgotten: bool = False) -> Returned | Strange:
+    """What a function's value means."""
+    # A status by its class: an array compares to neither true nor false.
+    if value is None or (isinstance(value, ExperimentStatus) and value in RETURNABLE):
+        return Returned(value, forgotten)
+    return Strange(_SHOWN.repr(value), type(value).__name__)
 
 
 def raised(failure: BaseException) -> Raised:
@@ -71,7 +112,12 @@ def raised(failure: BaseException) -> Raised:
     trace = failure.__traceback__
     shown = trace.tb_next if trace is not None and trace.tb_next is not None else trace
     text = "".join(traceback.format_exception(type(failure), failure, shown))
-    return Raised(text, type(failure), f"{type(failure).__qualname__} at {_last_frame(trace)}")
+    return Raised(text, lineage(type(failure)), f"{type(failure).__qualname__} at {_last_frame(trace)}")
+
+
+def lineage(kind: type) -> tuple[str, ...]:
+    """Dotted names of a class and its bases: what can be compared across processes."""
+    return tuple(f"{each.__module__}.{each.__qualname__}" for each in kind.__mro__)
 
 
 def _last_frame(trace: TracebackType | None) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import inspect
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from asyncexp.pools.base import Cancelled, Done, Handle, Result, Returned, raised
+from asyncexp.pools.base import Cancelled, Done, Handle, Job, Result, raised, returned
+from asyncexp.results import SyncResultProcessor
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -27,9 +30,9 @@ class TaskPool:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
-    def start(self, function: Callable[..., Any], args: tuple[Any, ...], done: Done) -> Handle:
+    def start(self, job: Job, done: Done) -> Handle:
         handle = TaskHandle(done)
-        handle.task = self._loop.create_task(handle.run(function, args))
+        handle.task = self._loop.create_task(handle.run(job))
         return handle
 
     async def close(self) -> None:
@@ -46,9 +49,9 @@ class TaskHandle:
         self._done = done
         self._begun = False
 
-    async def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    async def run(self, job: Job) -> None:
         self._begun = True
-        result = await _guarded(function, args)
+        result = await _guarded(job)
         if isinstance(result, Cancelled):
             # A loop that shuts down cancels every task in one turn; the run must learn of it before this end.
             asyncio.get_running_loop().call_soon(self._done, result)
@@ -70,10 +73,12 @@ _left_alone: set[asyncio.Task[None]] = set()
 """Tasks that swallowed their cancellation; held so that they are not collected half-way."""
 
 
-async def _guarded(function: Callable[..., Any], args: tuple[Any, ...]) -> Result:
+async def _guarded(job: Job) -> Result:
     # SystemExit and KeyboardInterrupt would leave the event loop itself if a task let them out.
+    processor = job.processor
     try:
-        return Returned(await function(*args))
+        value = await job.function(dict(job.keyfields), processor, own(job.custom))
+        return returned(value, forgotten=processor.unawaited > 0)
     except asyncio.CancelledError:
         return Cancelled()
     except BaseException as failure:  # noqa: BLE001
@@ -91,7 +96,7 @@ class ThreadPool:
         self._idle: list[_Thread] = []
         self._made = 0
 
-    def start(self, function: Callable[..., Any], args: tuple[Any, ...], done: Done) -> Handle:
+    def start(self, job: Job, done: Done) -> Handle:
         thread = self._idle.pop() if self._idle else self._new()
         handle = ThreadHandle()
 
@@ -102,7 +107,7 @@ class ThreadPool:
                 self._idle.append(thread)
             done(result)
 
-        thread.run(function, args, back)
+        thread.run(partial(called, job, self._loop), back)
         return handle
 
     def _new(self) -> _Thread:
@@ -132,12 +137,12 @@ class ThreadHandle:
 class _Thread:
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
-        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Result], Done] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, function: Callable[..., Any], args: tuple[Any, ...], back: Done) -> None:
-        self._calls.put((function, args, back))
+    def run(self, call: Callable[[], Result], back: Done) -> None:
+        self._calls.put((call, back))
 
     def end(self) -> None:
         self._calls.put(None)
@@ -146,20 +151,26 @@ class _Thread:
         self._thread.join()
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, args, back = call
-            result = _called(function, args)
+        while (given := self._calls.get()) is not None:
+            call, back = given
+            result = call()
             # The loop is gone if the thread outlived its worker; then nobody waits.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(back, result)
-            del call, function, args, back, result
+            del given, call, back, result
 
 
-def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> Result:
+def called(job: Job, loop: asyncio.AbstractEventLoop) -> Result:
+    """Calls a `def` function in this thread; what it reports goes to the loop of another."""
     try:
-        value = function(*args)
+        value = job.function(dict(job.keyfields), SyncResultProcessor(job.processor, loop), own(job.custom))
     except BaseException as failure:  # noqa: BLE001  (sys.exit in a thread must end its row, not the thread)
         return raised(failure)
     if inspect.iscoroutine(value):
         value.close()
-    return Returned(value)
+    return returned(value)
+
+
+def own(custom: Mapping[str, Any]) -> dict[str, Any]:
+    """Custom fields that the function may change."""
+    return copy.deepcopy(dict(custom)) if custom else {}

@@ -10,9 +10,10 @@ from asyncexp.errors import (
     EmptyFillDatabaseCallError,
     InvalidValuesInConfiguration,
     ParameterCombinationError,
+    unknown,
 )
 from asyncexp.store.fill import BATCH, Filled, KeyRow, add, batches
-from asyncexp.store.study import Study, unknown
+from asyncexp.store.study import Study
 from asyncexp.values import ColumnType, encoder, key_hash, key_part
 
 CACHED_VALUES = 100_000

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Protocol
 
 from asyncexp.db.base import Database, Dialect, Params, Row
-from asyncexp.errors import InvalidColumnError, ParameterCombinationError
+from asyncexp.errors import InvalidColumnError, ParameterCombinationError, unknown
 from asyncexp.experiment import ExperimentStatus
+from asyncexp.fields import Fields
 from asyncexp.schema import BIGINT, WORD, Column, Schema, declared, quote, render
 from asyncexp.values import ColumnType, decoder, encoder
 
@@ -125,6 +125,11 @@ class Study:
         }
 
     @cached_property
+    def fields(self) -> Fields:
+        """What an experiment may report, encoded for the driver."""
+        return Fields(self.result_encoders, self.log_encoders, lambda: self.db.max_value_bytes)
+
+    @cached_property
     def key_decoders(self) -> list[Callable[[Any], Any]]:
         return [decoder(key.type) for key in self.schema.keyfields if isinstance(key.type, ColumnType)]
 
@@ -200,14 +205,6 @@ def _any(options: list[str]) -> str:
     while len(options) > GROUP:
         options = [f"({' OR '.join(options[start : start + GROUP])})" for start in range(0, len(options), GROUP)]
     return f"({' OR '.join(options)})"
-
-
-def unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """One sentence about a name that does not exist, with the nearest ones that do."""
-    names = list(known)
-    near = get_close_matches(str(name), names, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names) or 'none'}"
-    return f"{what} {str(name)!r}; {hint}"
 
 
 def statuses(given: Sequence[ExperimentStatus | str]) -> list[str]:
