@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncexp.experiment import ExperimentId
 
 
 class PyExperimenterError(Exception):
@@ -110,3 +114,11 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     near = get_close_matches(str(name), names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names) or 'none'}"
     return f"{what} {str(name)!r}; {hint}"
+
+
+def lost(experiment_id: ExperimentId) -> ExperimentLostError:
+    """What a function is told whose row is no longer its own."""
+    return ExperimentLostError(
+        f"Experiment {int(experiment_id)} (attempt {experiment_id.attempt}) no longer runs here: it was released, "
+        "reset, deleted, ended or taken over by another worker. What was sent has not been written."
+    )

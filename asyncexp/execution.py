@@ -15,8 +15,8 @@ from asyncexp.config.models import ExecutionConfig
 from asyncexp.db.base import Outage
 from asyncexp.errors import DatabaseError, InvalidConfigError
 from asyncexp.experiment import Summary
-from asyncexp.pools.base import Pool
-from asyncexp.pools.task import TaskPool, ThreadPool, is_async
+from asyncexp.pools.base import Pool, is_async
+from asyncexp.pools.task import TaskPool, ThreadPool
 from asyncexp.progress import reporter
 from asyncexp.session import Session
 from asyncexp.signals import handled

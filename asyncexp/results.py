@@ -1,39 +1,37 @@
-"""What an experiment function is given to report with: check each value, then send it."""
+"""What an experiment function is given to report with, wherever it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import functools
-import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from asyncexp.errors import DatabaseQueryError
+from asyncexp.errors import lost
 from asyncexp.experiment import ExperimentId
-from asyncexp.fields import Line, LogRows, clean, fraction
-from asyncexp.store.flush import Key
-from asyncexp.store.study import Study
-from asyncexp.writer import Writer, lost
+from asyncexp.fields import LogRows
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-HEARTBEAT_SECONDS = 1.0
-"""At most one write of an experiment's heartbeat in this time."""
 LOOP_CHECK_SECONDS = 1.0
 
 
-class Attempt(Protocol):
-    """What a result processor must know of the attempt that it reports for."""
-
-    over: bool
-    """The attempt has ended or was lost: nothing more is accepted."""
-    last_sign: float
-    """`time.monotonic()` of the function's last call."""
+class Report(Protocol):
+    """Where what is reported goes: to the writer of this process, or over a line to that of the parent."""
 
     @property
     def should_stop(self) -> bool: ...
+
+    def alive(self) -> None:
+        """Notes a sign of life; raises if the attempt is over, or what was sent earlier was refused."""
+        ...
+
+    def results(self, results: Mapping[str, Any]) -> Awaitable[None]: ...
+    def logs(self, logs: Mapping[str, LogRows]) -> Awaitable[None]: ...
+    def heartbeat(self, progress: float | None, message: str | None) -> None: ...
+    def flush(self) -> Awaitable[None]: ...
 
 
 def _noticed(
@@ -56,15 +54,9 @@ class ResultProcessor:
     this worker's.
     """
 
-    def __init__(self, experiment_id: ExperimentId, attempt: Attempt, study: Study, writer: Writer) -> None:
+    def __init__(self, experiment_id: ExperimentId, report: Report) -> None:
         self._id = experiment_id
-        self._key: Key = (int(experiment_id), experiment_id.attempt)
-        self._state = attempt
-        self._study = study
-        self._writer = writer
-        self._heartbeat: dict[str, Any] = {}
-        self._heartbeat_due: float = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._report = report
         self.unawaited = 0
         """Calls of which nobody has awaited the result: nothing of them is done."""
 
@@ -81,7 +73,7 @@ class ResultProcessor:
     @property
     def should_stop(self) -> bool:
         """True once this experiment should come to an end: save a checkpoint, return `CREATED` or `PAUSED`."""
-        return self._state.should_stop
+        return self._report.should_stop
 
     @_noticed
     async def process_results(self, results: Mapping[str, Any]) -> None:
@@ -95,7 +87,7 @@ class ResultProcessor:
             ExperimentLostError: the row is no longer this worker's; nothing was written.
         """
         self._begin()
-        await self._send(*self._study.fields.results(results))
+        await self._report.results(results)
 
     @_noticed
     async def process_logs(self, logs: Mapping[str, LogRows]) -> None:
@@ -110,7 +102,7 @@ class ResultProcessor:
             ExperimentLostError: the row is no longer this worker's.
         """
         self._begin()
-        await self._writer.log(self._key, *self._study.fields.lines(logs, self._study.now()))
+        await self._report.logs(logs)
 
     @_noticed
     async def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
@@ -122,97 +114,29 @@ class ResultProcessor:
             InvalidResultFieldError: `progress` is no number.
         """
         self._begin()
-        self._note_heartbeat(progress, message)
+        self._report.heartbeat(progress, message)
 
     @_noticed
     async def flush(self) -> None:
         """Returns when everything sent so far is committed."""
         self._begin()
-        await self._settle()
-
-    # -------------------------------------------------------------------------------------- sending
+        await self._report.flush()
 
     def _begin(self) -> None:
         self.unawaited -= 1
-        self._alive()
-
-    def _alive(self) -> None:
-        self._state.last_sign = time.monotonic()
-        if self._state.over:
-            raise lost(self._key)
-        if (refused := self._writer.take_error(self._key)) is not None:
-            raise DatabaseQueryError(f"The database refused what was sent earlier: {refused}") from refused
-
-    async def _send(self, fields: dict[str, Any], size: int) -> None:
-        if self._study.schema.result_timestamps:
-            now = self._study.now()
-            fields |= {f"{name}_timestamp": now for name in list(fields)}
-        await self._writer.send(self._key, fields, size)
-
-    async def _settle(self) -> None:
-        self._write_heartbeat()
-        await self._writer.settled(self._key)
-        self._alive()
-
-    # ------------------------------------------------------------------- what a child process has checked
-
-    async def relay_results(self, fields: Mapping[str, Any], size: int) -> None:
-        """As `process_results`, for canonical values."""
-        self._alive()
-        bound = self._study.bound
-        await self._send({name: bound(value) for name, value in fields.items()}, size)
-
-    async def relay_logs(self, lines: Sequence[Line], size: int) -> None:
-        """As `process_logs`, for canonical values."""
-        self._alive()
-        bound, now = self._study.bound, self._study.now()
-        stamped = [(table, (now, *(bound(value) for value in values))) for table, values in lines]
-        await self._writer.log(self._key, stamped, size)
-
-    def relay_heartbeat(self, progress: float | None, message: str | None) -> None:
-        """As `heartbeat`."""
-        self._alive()
-        self._note_heartbeat(progress, message)
-
-    async def relay_flush(self) -> None:
-        """As `flush`."""
-        self._alive()
-        await self._settle()
-
-    # ------------------------------------------------------------------------------------ heartbeat
-
-    def _note_heartbeat(self, progress: float | None, message: str | None) -> None:
-        if progress is not None and (given := fraction(progress)) is not None:
-            self._heartbeat["_progress"] = given
-        if message is not None:
-            self._heartbeat["_message"] = clean(str(message))
-        self._heartbeat["_heartbeat"] = self._study.now()
-        wait = self._heartbeat_due - time.monotonic()
-        if wait <= 0:
-            self._write_heartbeat()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(wait, self._write_heartbeat)
-
-    def _write_heartbeat(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._heartbeat and not self._state.over:
-            self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
-            self._writer.mention(self._key, self._heartbeat)
-            self._heartbeat = {}
-
-    def close(self) -> None:
-        """Sends a heartbeat that still waits; the attempt is about to end."""
-        self._write_heartbeat()
+        self._report.alive()
 
 
 class SyncResultProcessor:
-    """The same for plain `def` functions: each call returns when its asynchronous twin would."""
+    """The same for plain `def` functions: each call returns when its asynchronous twin would.
 
-    def __init__(self, inner: ResultProcessor, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        finish: runs a coroutine of the inner one to its end and gives its result, from the function's thread.
+    """
+
+    def __init__(self, inner: ResultProcessor, finish: Callable[[Coroutine[Any, Any, None]], None]) -> None:
         self._inner = inner
-        self._loop = loop
+        self._finish = finish
 
     @property
     def experiment_id(self) -> ExperimentId:
@@ -231,33 +155,43 @@ class SyncResultProcessor:
 
     def process_results(self, results: Mapping[str, Any]) -> None:
         """See `ResultProcessor.process_results`."""
-        self._call(self._inner.process_results(results))
+        self._finish(self._inner.process_results(results))
 
     def process_logs(self, logs: Mapping[str, LogRows]) -> None:
         """See `ResultProcessor.process_logs`."""
-        self._call(self._inner.process_logs(logs))
+        self._finish(self._inner.process_logs(logs))
 
     def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
         """See `ResultProcessor.heartbeat`."""
-        self._call(self._inner.heartbeat(progress, message))
+        self._finish(self._inner.heartbeat(progress, message))
 
     def flush(self) -> None:
         """See `ResultProcessor.flush`."""
-        self._call(self._inner.flush())
+        self._finish(self._inner.flush())
 
-    def _call(self, sent: Coroutine[Any, Any, T]) -> T:
+
+def from_thread(inner: ResultProcessor, loop: asyncio.AbstractEventLoop) -> SyncResultProcessor:
+    """For a function that runs in a thread beside the event loop."""
+
+    def finish(sent: Coroutine[Any, Any, None]) -> None:
         try:
-            future = asyncio.run_coroutine_threadsafe(sent, self._loop)
+            future = asyncio.run_coroutine_threadsafe(sent, loop)
         except RuntimeError:  # the loop was closed: this thread outlived its worker
             sent.close()
-            raise lost((int(self.experiment_id), self.attempt)) from None
-        while True:
-            try:
-                return future.result(LOOP_CHECK_SECONDS)
-            except concurrent.futures.CancelledError:
-                raise lost((int(self.experiment_id), self.attempt)) from None
-            except TimeoutError:
-                if future.done():
-                    raise
-                if self._loop.is_closed():
-                    raise lost((int(self.experiment_id), self.attempt)) from None
+            raise lost(inner.experiment_id) from None
+        _wait(future, loop, inner.experiment_id)
+
+    return SyncResultProcessor(inner, finish)
+
+
+def _wait(future: concurrent.futures.Future[None], loop: asyncio.AbstractEventLoop, mine: ExperimentId) -> None:
+    while True:
+        try:
+            return future.result(LOOP_CHECK_SECONDS)
+        except concurrent.futures.CancelledError:
+            raise lost(mine) from None
+        except TimeoutError:
+            if future.done():
+                raise
+            if loop.is_closed():
+                raise lost(mine) from None

@@ -21,8 +21,8 @@ from asyncexp.db.whole import over
 from asyncexp.errors import DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
 from asyncexp.fields import clean
-from asyncexp.pools.base import Cancelled, Handle, Job, Pool, Raised, Result, Returned, Strange, lineage
-from asyncexp.results import ResultProcessor
+from asyncexp.pools.base import Broken, Cancelled, Handle, Job, Pool, Raised, Result, Returned, Strange, lineage
+from asyncexp.reporting import AttemptReport
 from asyncexp.store.claim import Wanted
 from asyncexp.store.flush import DONE, End, Ended, Key
 from asyncexp.store.study import Study
@@ -92,7 +92,7 @@ class Live:
     run: Run
     experiment: Experiment
     key: Key
-    processor: ResultProcessor | None = None
+    report: AttemptReport | None = None
     handle: Handle | None = None
     over: bool = False
     last_sign: float = 0.0
@@ -332,16 +332,17 @@ class Run:
         if not self.options.random_order:
             self._above = max(self._above, key[0])
         live = Live(self, experiment, key, last_sign=time.monotonic())
-        live.processor = ResultProcessor(experiment.id, live, self._host.study, self._host.writer)
+        live.report = AttemptReport(experiment.id, live, self._host.study, self._host.writer)
         self._live[key] = self._host.live[key] = live
-        self._set_limits(live)
-        job = Job(self._function, experiment.keyfields, self._host.custom, live.processor)
-        live.handle = self._pool.start(job, partial(self._function_ended, live))
+        job = Job(self._function, experiment.id, experiment.keyfields, self._host.custom, live.report)
+        live.handle = self._pool.start(job, partial(self._begun, live), partial(self._function_ended, live))
         if self._host.early and (request := self._host.early.pop(key, None)) is not None:
             self.asked(request, live)
         self._tell()
 
-    def _set_limits(self, live: Live) -> None:
+    def _begun(self, live: Live) -> None:
+        """The function begins now: time counts from here."""
+        live.last_sign = time.monotonic()
         if (seconds := self.options.timeout) is not None:
             text = f"TimeoutError: the experiment ran longer than its timeout of {seconds:g} s"
             live.timers.append(self._loop.call_later(seconds, self._overdue, live, text))
@@ -410,6 +411,9 @@ class Run:
                 return End("error", error=clean(f"The experiment function returned {shown} ({kind}); {allowed}."))
             case Raised(text, kinds):
                 return self._error(text, kinds)
+            case Broken(failure):
+                self.fail(failure)
+                return End("released")
             case Cancelled():
                 text = "CancelledError: the function was cancelled, but not by asyncexp"
                 return self._error(text, lineage(asyncio.CancelledError))
@@ -426,8 +430,8 @@ class Run:
 
     def _close(self, live: Live, end: End, alike: str | None) -> None:
         """The function is over for us: its end goes to the database, its slot is free."""
-        if live.processor is not None:
-            live.processor.close()
+        if live.report is not None:
+            live.report.close()
         self._drop(live)
         self._storing += 1
         # Woken before the writer, the run asks for the next row in time for the flush that stores this end.
@@ -546,6 +550,9 @@ class Run:
             self._host.writer.withdraw(self._claiming)
         if limit:
             self.hurries = True
+            for live in self._live.values():
+                if live.handle is not None:
+                    live.handle.hurry()
             self._later(self.options.grace, self._force)
         self._tell()
         self._wake()

@@ -19,8 +19,8 @@ from typing import Any
 
 from asyncexp.db.base import DataRefused, DuplicateKey, Outage, T
 from asyncexp.db.whole import over, unseen
-from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, ExperimentLostError
-from asyncexp.experiment import Experiment
+from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, lost
+from asyncexp.experiment import Experiment, ExperimentId
 from asyncexp.store.claim import Wanted, Worker
 from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit, flush
 from asyncexp.store.settle import release_unknown, settle
@@ -84,7 +84,7 @@ class Writer:
         longest_wait_seconds: float,
     ) -> None:
         self.known: set[Key] = set()
-        """Attempts taken here whose end is not yet settled."""
+        """Attempts taken or joined here whose end is not yet settled."""
         self.away: Outage | None = None
         """Why the database cannot be reached at the moment."""
         self._study = study
@@ -175,6 +175,10 @@ class Writer:
         self._checks.append(asked)
         self._wake.set()
         return asked
+
+    def join(self, key: Key) -> None:
+        """From now on writes for an attempt that was not taken here, and tells of its loss."""
+        self.known.add(key)
 
     async def settled(self, key: Key) -> None:
         """Returns when everything sent so far is committed.
@@ -406,7 +410,7 @@ class Writer:
             self._hand_over(claim, answer)
 
     def _answer(self, call: Call, flushed: Flushed) -> None:
-        failure = lost(call.key) if call.key in flushed.refused else None
+        failure = lost(ExperimentId(*call.key, self._worker.id)) if call.key in flushed.refused else None
         if call.then is not None:
             if failure is None:
                 self.forget(call.key)
@@ -459,14 +463,6 @@ class Writer:
             [item for item in left if isinstance(item, Claim)],
             failure,
         )
-
-
-def lost(key: Key) -> ExperimentLostError:
-    """What a function is told whose row is no longer its own."""
-    return ExperimentLostError(
-        f"Experiment {key[0]} (attempt {key[1]}) no longer runs here: it was released, reset, deleted, ended or "
-        "taken over by another worker. What was sent has not been written."
-    )
 
 
 def _no_matter(_: Ended | None, __: Exception | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 import reprlib
 import sys
 import sysconfig
@@ -15,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asyncexp.experiment import ExperimentStatus
 
 if TYPE_CHECKING:
-    from asyncexp.results import ResultProcessor
+    from asyncexp.experiment import ExperimentId
+    from asyncexp.reporting import AttemptReport
 
 RETURNABLE = (ExperimentStatus.DONE, ExperimentStatus.PAUSED, ExperimentStatus.ERROR, ExperimentStatus.CREATED)
 _SHOWN = reprlib.Repr()
@@ -29,10 +33,11 @@ class Job:
     """One call of the user's function."""
 
     function: Callable[..., Any]
+    experiment_id: ExperimentId
     keyfields: Mapping[str, Any]
     custom: Mapping[str, Any]
-    processor: ResultProcessor
-    """What the function reports to, on the event loop."""
+    report: AttemptReport
+    """Where what the function reports goes, on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,14 @@ class Cancelled:
     """The function was cancelled and let it happen, or was killed."""
 
 
-Result = Returned | Strange | Raised | Cancelled
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The function could not be called at all, and no other one could be: the run is to raise this."""
+
+    failure: Exception
+
+
+Result = Returned | Strange | Raised | Cancelled | Broken
 Done = Callable[[Result], None]
 """Called once, on the event loop."""
 
@@ -84,6 +96,10 @@ class Handle(Protocol):
         """Asks it to end; its `Done` is still called, when it has."""
         ...
 
+    def hurry(self) -> None:
+        """The function should come to an end: `should_stop` has become true."""
+        ...
+
     def abandon(self) -> None:
         """Nobody waits for it any more; whatever it holds is replaced."""
         ...
@@ -92,11 +108,25 @@ class Handle(Protocol):
 class Pool(Protocol):
     """Runs calls, any number at once."""
 
-    def start(self, job: Job, done: Done) -> Handle: ...
+    def start(self, job: Job, begun: Callable[[], None], done: Done) -> Handle:
+        """Calls the function as soon as there is room; `begun` is called, once, when it begins."""
+        ...
 
     async def close(self) -> None:
         """Ends what belongs to the pool; calls that cannot be ended are left alone."""
         ...
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives something to await: `async def`, partials and callable objects of such."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def own(custom: Mapping[str, Any]) -> dict[str, Any]:
+    """Custom fields that the function may change."""
+    return copy.deepcopy(dict(custom)) if custom else {}
 
 
 def returned(value: object, *, forgotten: bool = False) -> Returned | Strange:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import functools
 import inspect
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from asyncexp.pools.base import Cancelled, Done, Handle, Job, Result, raised, returned
-from asyncexp.results import SyncResultProcessor
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives something to await: `async def`, partials and callable objects of such."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+from asyncexp.pools.base import Cancelled, Done, Handle, Job, Result, own, raised, returned
+from asyncexp.results import ResultProcessor, from_thread
 
 
 class TaskPool:
@@ -30,7 +20,8 @@ class TaskPool:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
-    def start(self, job: Job, done: Done) -> Handle:
+    def start(self, job: Job, begun: Callable[[], None], done: Done) -> Handle:
+        begun()
         handle = TaskHandle(done)
         handle.task = self._loop.create_task(handle.run(job))
         return handle
@@ -64,6 +55,9 @@ class TaskHandle:
             self._begun = True
             self.task.add_done_callback(lambda _: self._done(Cancelled()))
 
+    def hurry(self) -> None:
+        return
+
     def abandon(self) -> None:
         _left_alone.add(self.task)
         self.task.add_done_callback(_left_alone.discard)
@@ -75,7 +69,7 @@ _left_alone: set[asyncio.Task[None]] = set()
 
 async def _guarded(job: Job) -> Result:
     # SystemExit and KeyboardInterrupt would leave the event loop itself if a task let them out.
-    processor = job.processor
+    processor = ResultProcessor(job.experiment_id, job.report)
     try:
         value = await job.function(dict(job.keyfields), processor, own(job.custom))
         return returned(value, forgotten=processor.unawaited > 0)
@@ -96,7 +90,8 @@ class ThreadPool:
         self._idle: list[_Thread] = []
         self._made = 0
 
-    def start(self, job: Job, done: Done) -> Handle:
+    def start(self, job: Job, begun: Callable[[], None], done: Done) -> Handle:
+        begun()
         thread = self._idle.pop() if self._idle else self._new()
         handle = ThreadHandle()
 
@@ -128,6 +123,9 @@ class ThreadHandle:
         self.abandoned = False
 
     def cancel(self) -> None:
+        return
+
+    def hurry(self) -> None:
         return
 
     def abandon(self) -> None:
@@ -163,14 +161,10 @@ class _Thread:
 def called(job: Job, loop: asyncio.AbstractEventLoop) -> Result:
     """Calls a `def` function in this thread; what it reports goes to the loop of another."""
     try:
-        value = job.function(dict(job.keyfields), SyncResultProcessor(job.processor, loop), own(job.custom))
+        processor = from_thread(ResultProcessor(job.experiment_id, job.report), loop)
+        value = job.function(dict(job.keyfields), processor, own(job.custom))
     except BaseException as failure:  # noqa: BLE001  (sys.exit in a thread must end its row, not the thread)
         return raised(failure)
     if inspect.iscoroutine(value):
         value.close()
     return returned(value)
-
-
-def own(custom: Mapping[str, Any]) -> dict[str, Any]:
-    """Custom fields that the function may change."""
-    return copy.deepcopy(dict(custom)) if custom else {}

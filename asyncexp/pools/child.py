@@ -1,0 +1,387 @@
+"""What runs in a child process: the user's function, and a line to the parent that stores what it reports.
+
+It has no driver, no configuration and no credentials: names and values are checked here, by the columns'
+types, and go to the parent as plain values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import importlib.machinery
+import itertools
+import os
+import pickle
+import select
+import socket
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from asyncexp import errors
+from asyncexp.errors import ExperimentLostError, PyExperimenterError
+from asyncexp.experiment import ExperimentId
+from asyncexp.fields import Fields, LogRows, clean, fraction
+from asyncexp.pools.base import Cancelled, Result, is_async, own, raised, returned
+from asyncexp.pools.frames import Frames, packed
+from asyncexp.results import ResultProcessor, SyncResultProcessor
+from asyncexp.values import ColumnType, encoder
+
+CHUNK = 65536
+
+Refusal = tuple[str, str] | None
+"""Class of `asyncexp.errors` and message; None if all went well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What all children of a pool have in common with their parent."""
+
+    path: list[str]
+    """`sys.path`."""
+    argv: list[str]
+    main: dict[str, Any]
+    """`__name__` of its spec, `__file__`, `__package__` of the parent's `__main__`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What one child is born with."""
+
+    descriptor: int
+    """Its socket."""
+    env: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The first message to a child: the function, and what it may report."""
+
+    function: bytes
+    """By cloudpickle."""
+    custom: bytes
+    results: dict[str, ColumnType]
+    logs: dict[str, dict[str, ColumnType]]
+    most: int
+    """Bytes that the server takes in one value."""
+
+
+def live(birth: Birth, given: Given) -> None:
+    """A child's life: one call after the other, until the parent says that it is enough."""
+    os.environ.update(birth.env)
+    _dress_up(given)
+    line = Line(socket.socket(fileno=birth.descriptor))
+    setup: Setup = line.wait()
+    worker = _loaded(line, setup)
+    if worker is None:
+        return
+    while (call := line.wait()) is not None:
+        worker.run(*call)
+    worker.close()
+
+
+def _dress_up(given: Given) -> None:
+    """Makes `__main__`, arguments and output look like the user's own."""
+    sys.path[:] = given.path
+    sys.argv[:] = given.argv
+    sys.modules["__main__"] = _main_module(given.main)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable(file=2)
+
+
+def _main_module(facts: Mapping[str, Any]) -> types.ModuleType:
+    main = types.ModuleType("__main__")
+    main.__dict__.update(facts, __builtins__=__builtins__)
+    # What `multiprocessing` needs of a spec, to start processes by spawn and forkserver.
+    name = facts.get("__spec__")
+    main.__spec__ = None if name is None else importlib.machinery.ModuleSpec(name, None)
+    return main
+
+
+def _loaded(line: Line, setup: Setup) -> Worker | None:
+    try:
+        function = pickle.loads(setup.function)  # noqa: S301  (from the parent)
+        custom = pickle.loads(setup.custom)  # noqa: S301
+        _show_in_main(function)
+    except BaseException as failure:  # noqa: BLE001  (also what an import of the user's raises)
+        line.send(("unable", clean("".join(traceback.format_exception(failure)))))
+        return None
+    worker = Worker(line, function, custom, _fields(line, setup))
+    line.send(("loaded",))
+    return worker
+
+
+def _fields(line: Line, setup: Setup) -> Fields:
+    def encode(name: str, kind: ColumnType) -> Callable[[object], Any]:
+        return encoder(kind, warn=lambda text: line.send(("warn", f"{name}: {text}")))
+
+    return Fields(
+        {name: encode(name, kind) for name, kind in setup.results.items()},
+        {table: {name: encode(name, kind) for name, kind in kinds.items()} for table, kinds in setup.logs.items()},
+        lambda: setup.most,
+    )
+
+
+def _show_in_main(function: Any) -> None:
+    """Lets functions and classes of the user's script be found in `__main__`, where pickle looks for them."""
+    main = sys.modules["__main__"].__dict__
+    for found in _parts(function):
+        if getattr(found, "__module__", None) == "__main__":
+            for name, value in getattr(found, "__globals__", {}).items():
+                main.setdefault(name, value)
+            if "<" not in found.__qualname__:
+                main.setdefault(found.__qualname__, found)
+
+
+def _parts(function: Any) -> list[Any]:
+    """The functions and classes that a callable consists of."""
+    found: list[Any] = []
+    waiting = [function]
+    while waiting:
+        part = waiting.pop()
+        if any(part is known for known in found):
+            continue
+        found.append(part)
+        if isinstance(part, types.MethodType):
+            waiting += [part.__func__, type(part.__self__)]
+        elif hasattr(part, "func") and hasattr(part, "keywords"):
+            waiting += [part.func, *part.args, *part.keywords.values()]
+        elif isinstance(part, types.FunctionType):
+            cells = [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
+            waiting += [each for each in cells if isinstance(each, types.FunctionType | type)]
+        elif not isinstance(part, type):
+            waiting.append(type(part))
+    return [part for part in found if isinstance(part, types.FunctionType | type)]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------ the line
+
+
+class Line:
+    """The stream to the parent, for any thread of the child; whoever waits for an answer reads for all."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.pid = os.getpid()
+        self.told_to_stop = False
+        self._frames = Frames()
+        self._sending = threading.Lock()
+        self._reading = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
+        self._answers: dict[int, Refusal] = {}
+        self._orders: list[Any] = []
+        self._numbers = itertools.count()
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+
+    def send(self, message: Any) -> None:
+        data = packed(message)
+        with self._sending:
+            self.sock.sendall(data)
+
+    async def ask_now(self, kind: str, *what: Any) -> None:
+        """Sends and waits for the answer, without an event loop; raises what the parent says."""
+        number = next(self._numbers)
+        self.send((kind, number, *what))
+        while number not in self._answers:
+            self._read_or_wait(lambda: number in self._answers)
+        if (refusal := self._answers.pop(number)) is not None:
+            raise _error(refusal)
+
+    def ask_later(self, kind: str, *what: Any) -> asyncio.Future[None]:
+        """The same on an event loop that calls `look` when something has come."""
+        number = next(self._numbers)
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited[number] = told
+        self.send((kind, number, *what))
+        return told
+
+    def wait(self) -> Any:
+        """The next order of the parent's."""
+        while not self._orders:
+            self._read_or_wait(lambda: bool(self._orders))
+        return self._orders.pop(0)
+
+    def _read_or_wait(self, satisfied: Callable[[], bool]) -> None:
+        if self._reading.acquire(blocking=False):
+            try:
+                if not satisfied():
+                    self._take(self.sock.recv(CHUNK))
+            finally:
+                self._reading.release()
+            with self._changed:
+                self._changed.notify_all()
+        else:
+            with self._changed:
+                self._changed.wait_for(lambda: satisfied() or not self._reading.locked())
+
+    def look(self) -> None:
+        """Takes what has come, without waiting."""
+        if self._reading.acquire(blocking=False):
+            try:
+                while select.select([self.sock], [], [], 0)[0]:
+                    self._take(self.sock.recv(CHUNK))
+            finally:
+                self._reading.release()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _take(self, data: bytes) -> None:
+        if not data:  # the parent closed the line: nothing that is done here matters to anybody
+            os._exit(0)
+        for message in self._frames.feed(data):
+            match message:
+                case ("answer", number, answer):
+                    self._answered(number, answer)
+                case ("stop",):
+                    self.told_to_stop = True
+                case ("order", order):
+                    self._orders.append(order)
+
+    def _answered(self, number: int, refusal: Refusal) -> None:
+        told = self._awaited.pop(number, None)
+        if told is None:
+            self._answers[number] = refusal
+        elif told.done():  # its caller was cancelled
+            return
+        elif refusal is None:
+            told.set_result(None)
+        else:
+            told.set_exception(_error(refusal))
+
+
+def _error(refusal: tuple[str, str]) -> Exception:
+    name, text = refusal
+    kind = getattr(errors, name, PyExperimenterError)
+    made: Exception = kind(text)
+    return made
+
+
+# ----------------------------------------------------------------------------------------- reporting
+
+
+class LineReport:
+    """Where what an experiment reports goes from here; a `Report` for its result processor.
+
+    Args:
+        ask: sends something and waits for the parent's answer.
+    """
+
+    def __init__(
+        self, experiment_id: ExperimentId, line: Line, fields: Fields, ask: Callable[..., Awaitable[None]]
+    ) -> None:
+        self._id = experiment_id
+        self._line = line
+        self._fields = fields
+        self._ask = ask
+        self._over = False
+
+    @property
+    def should_stop(self) -> bool:
+        if not self._line.told_to_stop and not self._over and os.getpid() == self._line.pid:
+            self._line.look()
+        return self._line.told_to_stop
+
+    def alive(self) -> None:
+        if os.getpid() != self._line.pid:
+            raise ExperimentLostError(
+                "This result processor belongs to the process that the experiment runs in. In another process call "
+                "`experimenter.attach(function, experiment_id)`: the function is given a result processor of its own."
+            )
+        if self._over:
+            raise ExperimentLostError(f"Experiment {int(self._id)} has ended; nothing more of it is written.")
+
+    def results(self, results: Mapping[str, Any]) -> Awaitable[None]:
+        return self._ask("results", *self._fields.results(results))
+
+    async def logs(self, logs: Mapping[str, LogRows]) -> None:
+        self._line.send(("logs", *self._fields.lines(logs)))
+
+    def heartbeat(self, progress: float | None, message: str | None) -> None:
+        given = None if progress is None else fraction(progress)
+        self._line.send(("heartbeat", given, None if message is None else str(message)))
+
+    def flush(self) -> Awaitable[None]:
+        return self._ask("flush")
+
+    def close(self) -> None:
+        """Nothing more is taken: a thread that the function left behind must not write into the next experiment."""
+        self._over = True
+
+
+def _finish(sent: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine that waits for nothing: `Line.ask` has waited already."""
+    try:
+        sent.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("a call of a plain function waited for an event loop")
+
+
+# ------------------------------------------------------------------------------------------ the calls
+
+
+class Worker:
+    """Calls the function, once for each order; `async def` on one event loop that lives as long as the child."""
+
+    def __init__(self, line: Line, function: Callable[..., Any], custom: dict[str, Any], fields: Fields) -> None:
+        self._line = line
+        self._function = function
+        self._custom = custom
+        self._fields = fields
+        self._runner = asyncio.Runner() if is_async(function) else None
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def run(self, keyfields: dict[str, Any], experiment_id: ExperimentId) -> None:
+        """One call, and its end told."""
+        self._line.told_to_stop = False
+        ask = self._line.ask_now if self._runner is None else self._line.ask_later
+        report = LineReport(experiment_id, self._line, self._fields, ask)
+        processor = ResultProcessor(experiment_id, report)
+        result = self._plainly(keyfields, processor) if self._runner is None else self._awaiting(keyfields, processor)
+        report.close()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the function closed it
+                stream.flush()
+        self._line.send(("end", result))
+
+    def _plainly(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Result:
+        try:
+            value = self._function(keyfields, SyncResultProcessor(processor, _finish), own(self._custom))
+        except BaseException as failure:  # noqa: BLE001  (sys.exit must end the row, not the child)
+            return raised(failure)
+        return returned(value)
+
+    def _awaiting(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Result:
+        assert self._runner is not None
+        try:
+            value = self._runner.run(self._watched(keyfields, processor))
+        except asyncio.CancelledError:
+            return Cancelled()
+        except BaseException as failure:  # noqa: BLE001
+            return raised(failure)
+        return returned(value, forgotten=processor.unawaited > 0)
+
+    async def _watched(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Any:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._line.sock, self._line.look)
+        try:
+            return await self._function(keyfields, processor, own(self._custom))
+        finally:
+            loop.remove_reader(self._line.sock)

@@ -1,0 +1,214 @@
+"""The process that starts a pool's children and takes them along when it ends.
+
+It is small, has one thread and imports nothing of the user's, so that forking a child from it is quick and
+safe. It sees its parent's death, however that came about, and then kills every child's process group and
+whatever else descends from it; its own death kills the children, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asyncexp.pools import child
+from asyncexp.pools.frames import Frames, packed
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+CHUNK = 65536
+MOST_DESCRIPTORS = 64
+LAST_LOOK_SECONDS = 5.0
+"""How long at most it looks for descendants that do not die."""
+OOM_SCORE = 500
+"""The kernel that runs out of memory takes a child first: that costs one experiment."""
+
+
+@dataclass
+class Nursery:
+    """What the nursery knows of its children."""
+
+    link: socket.socket
+    children: dict[int, int] = field(default_factory=dict)
+    """Process id -> the parent's name for that child."""
+    frames: Frames = field(default_factory=Frames)
+    descriptors: list[int] = field(default_factory=list)
+    """Received, not yet given to a child."""
+
+    def tell(self, *message: Any) -> None:
+        with suppress(OSError):  # the parent is gone; that is noticed where it is waited for
+            self.link.sendall(packed(message))
+
+
+def run(link: socket.socket, parent: int, given: child.Given) -> None:
+    """Serves the parent until it ends, or says so; returns in a child, when that is to end."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    wakes = _watch_children()
+    life = _watch(parent)
+    nursery = Nursery(link)
+    waited: list[Any] = [link, wakes[0], *life]
+    ready: list[Any] = []
+    while not (life and life[0] in ready) and os.getppid() == parent:
+        ready, _, _ = select.select(waited, [], [])
+        if wakes[0] in ready:
+            _drain(wakes[0])
+            _bury(nursery)
+        if link in ready:
+            order = _obey(nursery)
+            if order is None:
+                break
+            if isinstance(order, child.Birth):
+                for descriptor in (*wakes, *life, link.detach()):
+                    os.close(descriptor)
+                child.live(order, given)
+                return
+    _end(nursery)
+
+
+def _watch_children() -> tuple[int, int]:
+    reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    return reads, writes
+
+
+def _watch(parent: int) -> list[int]:
+    # Not the end of the stream alone: a process that the parent forked holds the other end, too.
+    if sys.platform != "linux":
+        return []
+    try:
+        return [os.pidfd_open(parent)]
+    except OSError:  # it is gone already, or the kernel is older than 5.3
+        return []
+
+
+def _drain(descriptor: int) -> None:
+    with suppress(BlockingIOError):
+        while os.read(descriptor, CHUNK):
+            continue
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------ orders
+
+
+def _obey(nursery: Nursery) -> child.Birth | bool | None:
+    """Does what the parent asks; None: end; in a new child what it was born with."""
+    try:
+        data, descriptors, _, _ = socket.recv_fds(nursery.link, CHUNK, MOST_DESCRIPTORS)
+    except OSError:
+        return None
+    nursery.descriptors += descriptors
+    if not data:
+        return None
+    for message in nursery.frames.feed(data):
+        match message:
+            case ("fork", name, env):
+                birth = _fork(nursery, name, env)
+                if birth is not None:
+                    return birth
+            case ("kill", name):
+                _kill(nursery, name)
+            case _:
+                return None
+    return True
+
+
+def _fork(nursery: Nursery, name: int, env: dict[str, str]) -> child.Birth | None:
+    given, nursery.descriptors = nursery.descriptors[:3], nursery.descriptors[3:]
+    mother = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as failure:
+        nursery.tell("failed", name, str(failure))
+        pid = -1
+    if pid == 0:
+        _grow_up(mother, nursery, given)
+        return child.Birth(given[0], env)
+    for descriptor in given:
+        os.close(descriptor)
+    if pid > 0:
+        nursery.children[pid] = name
+        nursery.tell("forked", name, pid)
+    return None
+
+
+def _grow_up(mother: int, nursery: Nursery, given: list[int]) -> None:
+    os.setsid()
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != mother:
+        os._exit(1)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor in nursery.descriptors:
+        os.close(descriptor)
+    for target, descriptor in zip((1, 2), given[1:], strict=True):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
+def _kill(nursery: Nursery, name: int) -> None:
+    for pid, known in nursery.children.items():
+        if known == name:
+            _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # so young that it has no group of its own yet
+        os.kill(pid, signal.SIGKILL)
+
+
+def _bury(nursery: Nursery) -> None:
+    """Reaps the dead, each with what is left of its group; while it is unreaped nobody else has its number."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None:
+            return
+        if found.si_pid in nursery.children:
+            _kill_group(found.si_pid)
+        _, status = os.waitpid(found.si_pid, 0)
+        name = nursery.children.pop(found.si_pid, None)
+        if name is not None:
+            nursery.tell("dead", name, os.waitstatus_to_exitcode(status))
+
+
+def _end(nursery: Nursery) -> None:
+    """Kills whatever descends from here, also what has left its group: orphans come to this process."""
+    until = time.monotonic() + LAST_LOOK_SECONDS
+    while time.monotonic() < until:
+        for pid in nursery.children:
+            _kill_group(pid)
+        left = {*nursery.children, *_adopted()}
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _bury(nursery)
+        if not left:
+            return
+        select.select([], [], [], 0.002)
+
+
+def _adopted() -> list[int]:
+    try:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [int(pid) for pid in listed.split()]
