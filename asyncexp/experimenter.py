@@ -7,14 +7,16 @@ import inspect
 import logging
 import operator
 import os
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
-from asyncexp import config, logs, provenance
+from asyncexp import attach, config, logs, provenance
+from asyncexp.attach import Attachment
 from asyncexp.db import connect
+from asyncexp.db.base import Database, T
 from asyncexp.db.whole import shielded
 from asyncexp.errors import (
     DatabaseCreationError,
@@ -27,8 +29,9 @@ from asyncexp.errors import (
     unknown,
 )
 from asyncexp.execution import Call, perform
-from asyncexp.experiment import ExperimentStatus, Summary
+from asyncexp.experiment import ExperimentId, ExperimentStatus, Summary
 from asyncexp.pools.base import lineage
+from asyncexp.results import ResultProcessor, SyncResultProcessor
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
 from asyncexp.store import life, migrate, read, rows, setup
@@ -143,6 +146,8 @@ class Experimenter:
         self._schema = Schema.from_config(self._configuration.database)
         self._logger = logs.logger(logger_name, log_level, self._arguments["log_file"])
         self._sessions: dict[int, Session] = {}
+        self._attachments: set[Attachment] = set()
+        self._tables_are_right = False
         self._pid = os.getpid()
 
     @property
@@ -189,9 +194,15 @@ class Experimenter:
         """
         self._forget_strangers()
         session = self._sessions.pop(id(asyncio.get_running_loop()), None)
-        if session is not None:
-            await shielded(session.close())
+        await shielded(self._close(session))
         logs.release(self._logger)
+
+    async def _close(self, session: Session | None) -> None:
+        try:
+            await asyncio.gather(*(attachment.close() for attachment in self._attached_here()))
+        finally:
+            if session is not None:
+                await session.close()
 
     async def close_ssh_tunnel(self) -> None:
         """Closes the SSH tunnel, if one was opened."""
@@ -219,24 +230,34 @@ class Experimenter:
         return session
 
     def _new_session(self) -> Session:
+        name: str = self._arguments["name"]
+        return Session(self._connecting(), self._schema, self._logger, name, self._configuration.custom)
+
+    def _connecting(self) -> Callable[[], Database]:
+        """What makes connections to the database."""
         credentials = self._arguments["database_credential_file_path"]
         if config.ssh(self._configuration, credentials) is not None:
             raise SshTunnelError("SSH tunnels are not there yet: open one by `ssh -L` and point host and port at it")
-        target = config.target(self._configuration, credentials)
-        name: str = self._arguments["name"]
-        return Session(partial(connect, target), self._schema, self._logger, name, self._configuration.custom)
+        return partial(connect, config.target(self._configuration, credentials))
 
     def _forget_strangers(self) -> None:
         """Drops what belongs to another process or to a loop that was closed."""
         if self._pid != os.getpid():
             for session in self._sessions.values():
                 session.abandon()
+            for attachment in self._attachments:
+                attachment.abandon()
             self._sessions.clear()
+            self._attachments.clear()
             self._pid = os.getpid()
         for key, session in list(self._sessions.items()):
             if session.loop.is_closed():
                 del self._sessions[key]
                 session.discard()
+        for attachment in list(self._attachments):
+            if attachment.loop.is_closed():
+                self._attachments.discard(attachment)
+                attachment.abandon()
 
     async def _reading(self, *, again: bool = False) -> Study:
         return await (await self._session(again=again)).reading()
@@ -445,6 +466,79 @@ class Experimenter:
             return None
         status = await read.status_of(session.study, run.last_id)
         return None if status is None else ExperimentStatus(status)
+
+    @overload
+    async def attach(
+        self,
+        worker_function: Callable[[ResultProcessor], Coroutine[Any, Any, T]],
+        experiment_id: int,
+        *,
+        wait: float = 0.0,
+    ) -> T: ...
+
+    @overload
+    async def attach(
+        self, worker_function: Callable[[SyncResultProcessor], T], experiment_id: int, *, wait: float = 0.0
+    ) -> T: ...
+
+    async def attach(self, worker_function: Callable[..., Any], experiment_id: int, *, wait: float = 0.0) -> Any:
+        """Runs a function as part of an experiment that runs already, from any process or machine.
+
+        The function is called `(result_processor)`; `async def` runs as a task, `def` in a thread. What it reports
+        goes into the experiment's row and logs, over one connection of its own. The experiment's main function
+        must not end before: join your workers first.
+
+        Args:
+            experiment_id: `result_processor.experiment_id` of the main function joins that very attempt; a bare
+                int, the one under way.
+            wait: seconds to wait until it runs; only for a bare int.
+
+        Returns:
+            What the function returned, once everything that it reported is committed.
+
+        Raises:
+            ExperimentLostError: the experiment does not run (the message says what it does instead), or it ended
+                before the function did. An `async def` is cancelled then; a `def` hears of it from its next call.
+            InvalidConfigError: the function cannot be called so, or `wait` is no time.
+            BaseException: whatever the function raised, unchanged.
+        """
+        attach.check_function(worker_function)
+        return await attach.perform(await self._attachment(experiment_id, wait), worker_function)
+
+    async def _attachment(self, experiment_id: int, wait: float = 0.0) -> Attachment:
+        """Joins a running experiment for somebody who calls the worker function himself, say in another thread.
+
+        Let it report to `processor`, and await `end` on this event loop when it is over, whatever came of it.
+        Raises as `attach` does before the function is called.
+        """
+        wanted = experiment_id if isinstance(experiment_id, ExperimentId) else _id(experiment_id)
+        attach.check_wait(wait)
+        self._forget_strangers()
+        attachment = self._new_attachment()
+        self._attachments.add(attachment)
+        await attachment.open(wanted, wait, check=not self._tables_are_right)
+        self._tables_are_right = True
+        return attachment
+
+    def _new_attachment(self) -> Attachment:
+        """Over a connection of its own, or that of a session which has nothing to do: a process needs one then."""
+        session = self._sessions.get(id(asyncio.get_running_loop()))
+        spare = session.spare_connection() if session is not None else None
+        lent = spare is not None and not any(other.lent for other in self._attached_here())
+        return Attachment(
+            spare if spare is not None and lent else self._connecting()(),
+            self._schema,
+            self._logger,
+            self._arguments["name"],
+            config.execution(self._configuration),
+            lent=lent,
+            ended=self._attachments.discard,
+        )
+
+    def _attached_here(self) -> list[Attachment]:
+        """What is attached on this event loop."""
+        loop = asyncio.get_running_loop()
+        return [attachment for attachment in list(self._attachments) if attachment.loop is loop]
 
     def _options(
         self, n_jobs: int | None, max_experiments: int, random_order: bool, execution: Mapping[str, Any]

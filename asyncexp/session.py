@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -111,19 +113,12 @@ class Session:
         self._registered = False
 
     async def patiently(self, attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds: float) -> T:
-        """What `attempt` gives, made anew for `wait_seconds` while the database is away."""
-        until = self.loop.time() + wait_seconds
-        wait = FIRST_WAIT_SECONDS
-        while True:
-            try:
-                return await attempt()
-            except Outage as outage:
-                if self.loop.time() + wait > until:
-                    raise DatabaseConnectionError(str(outage)) from None
-                if wait == FIRST_WAIT_SECONDS:
-                    self.logger.warning("Trying for %g s to reach the database: %s", wait_seconds, outage)
-            await asyncio.sleep(wait)
-            wait = min(LONGEST_WAIT_SECONDS, wait * 2)
+        """See the function of this name."""
+        return await patiently(attempt, wait_seconds, self.logger)
+
+    def spare_connection(self) -> Database | None:
+        """The connection while no worker writes over it: whoever attaches may share it, for its calls queue."""
+        return self._database if self._opened and self._writer is None else None
 
     async def reading(self) -> Study:
         """The study for reading and for upkeep: over a connection of its own while experiments run."""
@@ -280,6 +275,26 @@ class Session:
     def abandon(self) -> None:
         """Drops the connections without a byte sent: after a fork."""
         self._drop()
+
+
+async def patiently(attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds: float, logger: logging.Logger) -> T:
+    """What `attempt` gives, made anew for `wait_seconds` while the database is away.
+
+    Raises:
+        DatabaseConnectionError: it stayed away.
+    """
+    until = time.monotonic() + wait_seconds
+    wait = FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except Outage as outage:
+            if time.monotonic() + wait > until:
+                raise DatabaseConnectionError(str(outage)) from None
+            if wait == FIRST_WAIT_SECONDS:
+                logger.warning("Trying for %g s to reach the database: %s", wait_seconds, outage)
+        await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # or else many would come back together
+        wait = min(LONGEST_WAIT_SECONDS, wait * 2)
 
 
 def _abandon(connections: list[Database]) -> None:

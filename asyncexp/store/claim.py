@@ -17,11 +17,18 @@ ID = quote("ID")
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """In whose name rows are taken."""
+    """In whose name rows are taken and written."""
 
     id: int
     name: str
     machine: str
+    joins: int | None = None
+    """The worker that runs the experiment, for one attached to it: the row is in that one's name."""
+
+    @property
+    def runs_as(self) -> int:
+        """The `_worker` of the rows that it may write to."""
+        return self.id if self.joins is None else self.joins
 
 
 @dataclass(frozen=True, slots=True)

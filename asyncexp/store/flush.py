@@ -83,10 +83,11 @@ async def flush(
 
     The fence is one statement: it locks those rows that still run here, in this attempt; only they
     are written to, and nobody can take them before the commit. Its number, written last, tells later
-    whether a flush whose answer was lost came through.
+    whether a flush whose answer was lost came through; an attached worker writes it only if its row was held,
+    for it cannot ask later in whose name the row ran then.
     """
     units = sorted(units, key=lambda unit: unit.key)
-    held = await fence(study, tx, worker.id, [unit.key for unit in units])
+    held = await fence(study, tx, worker.runs_as, [unit.key for unit in units])
     kept = [unit for unit in units if unit.key in held]
     flushed = Flushed(refused={unit.key for unit in units if unit.key not in held})
     await _write_fields(study, tx, kept)
@@ -94,13 +95,14 @@ async def flush(
     flushed.ended = await _end(study, tx, worker, [unit for unit in kept if unit.end])
     for wanted in claims:
         flushed.claimed.append(await claim(study, tx, worker, wanted))
-    text = f'UPDATE {study.workers} SET "last_flush" = :number WHERE "id" = :worker'
-    await study.execute(tx, text, number=number, worker=worker.id)
+    if kept or worker.joins is None:
+        text = f'UPDATE {study.workers} SET "last_flush" = :number WHERE "id" = :worker'
+        await study.execute(tx, text, number=number, worker=worker.id)
     return flushed
 
 
 async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key]) -> set[Key]:
-    """Those of the attempts that still run in this worker's name, their rows locked."""
+    """Those of the attempts that still run in the name of the worker with this id, their rows locked."""
     wanted = set(keys)
     if not wanted:
         return set()

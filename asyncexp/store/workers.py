@@ -13,7 +13,7 @@ from asyncexp.schema import quote
 from asyncexp.store.claim import ID, Worker
 from asyncexp.store.fill import wake
 from asyncexp.store.flush import Key
-from asyncexp.store.study import Study, utc
+from asyncexp.store.study import Runner, Study, utc
 
 WORKER_ID = '"id"'
 
@@ -36,6 +36,30 @@ class Request:
     kind: str
     """`cancel` or `release`."""
     by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one experiment stands."""
+
+    status: str
+    attempt: int
+    """Of the attempt under way, or the last one; 0 if there was none."""
+    worker: int | None
+    asked: bool
+    """Somebody asked to cancel or release it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedBeat:
+    """What the sign of life of an attached worker brought back."""
+
+    known: bool
+    """False if its row among the workers is gone."""
+    standing: Standing | None
+    """Where its experiment stands; None if the row is gone."""
+    stop: bool
+    """Somebody asked it, or the worker that runs the experiment, to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +93,19 @@ class WorkerInfo:
     slurm_array_task_id: str | None
 
 
-async def register(study: Study, worker: Worker, lease_seconds: float, facts: Mapping[str, Any]) -> None:
-    """Writes the row of a worker unless it is there; `facts` are further columns of the workers' table."""
+async def register(
+    study: Study, worker: Worker, lease_seconds: float, facts: Mapping[str, Any], *, experiment_id: int | None = None
+) -> None:
+    """Writes the row of a worker unless it is there; `facts` are further columns of the workers' table.
+
+    `experiment_id` is for one that is attached to that experiment.
+    """
     columns = {
         "id": worker.id,
         "name": worker.name,
         "machine": worker.machine,
-        "role": "worker",
+        "role": "worker" if experiment_id is None else "attached",
+        "experiment_id": experiment_id,
         "lease": lease_seconds,
         **{name: study.bound(value) for name, value in facts.items()},
     }
@@ -113,6 +143,34 @@ async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
         return Beat(requests, stop)
 
     return await study.db.run(work)
+
+
+async def attached_beat(study: Study, worker: Worker, experiment_id: int) -> AttachedBeat:
+    """The sign of life of an attached worker, and a look at the experiment that it joined."""
+
+    async def work(tx: Transaction) -> AttachedBeat:
+        text = f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now} WHERE "id" = :worker'
+        known = bool(await study.execute(tx, text, worker=worker.id))
+        row = await standing(study, tx, experiment_id)
+        text = (
+            f'SELECT {study.dialect.now}, COUNT("stop_requested") FROM {study.workers} '
+            f"WHERE {study.member(WORKER_ID, ':ids')}"
+        )
+        asked = utc()
+        [(now, stops)] = await study.fetch(tx, text, ids=study.integers([worker.id, worker.runs_as]))
+        study.clock_is(now, asked)
+        return AttachedBeat(known, row, stops > 0)
+
+    return await study.db.run(work)
+
+
+async def standing(study: Study, runner: Runner, experiment_id: int) -> Standing | None:
+    """Where an experiment stands; None if there is no such row."""
+    text = f'SELECT "status", "_attempt", "_worker", "_request" FROM {study.main} WHERE "ID" = :id'
+    rows = await study.fetch(runner, text, id=experiment_id)
+    for status, attempt, worker, request in rows:
+        return Standing(status, attempt, worker, request is not None)
+    return None
 
 
 async def requests(study: Study, worker: int) -> list[Request]:
