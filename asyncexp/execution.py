@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,12 @@ from asyncexp.experiment import Summary
 from asyncexp.pools.base import Pool, is_async
 from asyncexp.pools.task import TaskPool, ThreadPool
 from asyncexp.progress import reporter
+from asyncexp.schema import Column
 from asyncexp.session import Session
 from asyncexp.signals import handled
 from asyncexp.store import life, read, workers
 from asyncexp.store.claim import Wanted
+from asyncexp.values import ColumnType
 from asyncexp.worker import Options, Run, supervise
 
 RECOUNT_SECONDS = 5.0
@@ -49,7 +51,7 @@ async def perform(session: Session, call: Call) -> Run:
         InvalidConfigError: the function cannot be called as an experiment, or the pool does not exist.
         DatabaseError: the database refused something that is not the experiments' fault.
     """
-    pool = _pool(call.function, call.pool or call.settings.pool)
+    pool = _pool(session, call)
     if not (call.progress is None or isinstance(call.progress, bool) or callable(call.progress)):
         raise InvalidConfigError(f"progress={call.progress!r}: True, False, None or a function of the summary")
     settings = call.settings
@@ -67,19 +69,52 @@ async def perform(session: Session, call: Call) -> Run:
     return run
 
 
-def _pool(function: Callable[..., Any], pool: str | None) -> Pool:
+def _pool(session: Session, call: Call) -> Pool:
+    function, settings = call.function, call.settings
+    _check_callable(function)
+    kind = call.pool or settings.pool or ("task" if is_async(function) else "process")
+    if kind == "task":
+        return TaskPool() if is_async(function) else ThreadPool()
+    if kind == "process":
+        return _process_pool(session, call)
+    raise InvalidConfigError(f"pool={kind!r}: 'task' or 'process'")
+
+
+def _process_pool(session: Session, call: Call) -> Pool:
+    from asyncexp.pools.process import ProcessPool, planned
+
+    schema = session.study.schema
+    fields = (
+        _types(schema.resultfields),
+        {name: _types(columns) for name, columns in schema.logtables.items()},
+        session.study.db.max_value_bytes,
+    )
+    plan = planned(
+        call.function,
+        session.custom,
+        fields,
+        slots=call.options.n_jobs,
+        env=call.settings.worker_env,
+        max_calls=call.settings.max_tasks_per_child,
+        warn=session.logger.warning,
+    )
+    return ProcessPool(plan)
+
+
+def _types(columns: Iterable[Column]) -> dict[str, ColumnType]:
+    return {column.name: column.type for column in columns if isinstance(column.type, ColumnType)}
+
+
+def _check_callable(function: Callable[..., Any]) -> None:
     if not callable(function):
         raise InvalidConfigError(f"experiment_function is {type(function).__name__}; it must be a function")
-    if pool not in (None, "task"):
-        raise InvalidConfigError(f"pool={pool!r} is not there yet; leave it out, or use pool='task'")
     try:
         inspect.signature(function).bind({}, None, {})
     except TypeError as wrong:
         wanted = "(keyfields, result_processor, custom_fields)"
         raise InvalidConfigError(f"experiment_function is called with {wanted}: {wrong}") from None
     except ValueError:  # a built-in that does not tell its parameters
-        pass
-    return TaskPool() if is_async(function) else ThreadPool()
+        return
 
 
 # ---------------------------------------------------------------------------------------- counting

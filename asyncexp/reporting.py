@@ -47,10 +47,14 @@ class AttemptReport:
     def should_stop(self) -> bool:
         return self._attempt.should_stop
 
-    def alive(self) -> None:
+    def sign(self) -> None:
+        """Notes a sign of life; raises if the attempt is over."""
         self._attempt.last_sign = time.monotonic()
         if self._attempt.over:
             raise lost(self._id)
+
+    def alive(self) -> None:
+        self.sign()
         if (refused := self._writer.take_error(self._key)) is not None:
             raise DatabaseQueryError(f"The database refused what was sent earlier: {refused}") from refused
 
@@ -88,11 +92,13 @@ class AttemptReport:
         bound = self._study.bound
         return self._send({name: bound(value) for name, value in fields.items()}, size)
 
-    def canonical_logs(self, lines: Sequence[Line], size: int) -> Coroutine[Any, Any, None]:
-        """As `logs`, for values in their canonical form."""
+    def canonical_logs(self, lines: Sequence[Line], size: int) -> Coroutine[Any, Any, None] | None:
+        """As `logs`, for values in their canonical form: taken at once. What to await before the next, if anything."""
+        self.sign()
         bound, now = self._study.bound, self._study.now()
         stamped = [(table, (now, *(bound(value) for value in values))) for table, values in lines]
-        return self._writer.log(self._key, stamped, size)
+        self._writer.log_at_once(self._key, stamped, size)
+        return self._writer.have_room() if self._writer.crowded else None
 
     # ------------------------------------------------------------------------------------------ sending
 

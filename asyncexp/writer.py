@@ -139,13 +139,25 @@ class Writer:
 
     async def log(self, key: Key, logs: list[LogLine], size: int) -> None:
         """Queues log lines; waits only while too many are held."""
-        while self._held_logs >= LOG_ROOM:
-            self._room.clear()
-            self._wake.set()
-            await self._room.wait()
+        await self.have_room()
+        self.log_at_once(key, logs, size)
+
+    def log_at_once(self, key: Key, logs: list[LogLine], size: int) -> None:
+        """Queues log lines, however many are held."""
         self._held_logs += len(logs)
         self._queue.append(Call(key, logs=logs, size=size))
         self._later()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many log lines are held that who sends more should wait first, for `have_room`."""
+        return self._held_logs >= LOG_ROOM
+
+    async def have_room(self) -> None:
+        while self.crowded:
+            self._room.clear()
+            self._wake.set()
+            await self._room.wait()
 
     def claim(self, wanted: Wanted) -> asyncio.Future[Claimed]:
         """Asks for rows, in the next flush."""

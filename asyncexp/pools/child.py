@@ -21,7 +21,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from asyncexp import errors
 from asyncexp.errors import ExperimentLostError, PyExperimenterError
@@ -90,9 +90,14 @@ def _dress_up(given: Given) -> None:
     sys.path[:] = given.path
     sys.argv[:] = given.argv
     sys.modules["__main__"] = _main_module(given.main)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout = _line_by_line(1)
+    sys.stderr = _line_by_line(2)
     faulthandler.enable(file=2)
+
+
+def _line_by_line(descriptor: int) -> TextIO:
+    # The streams that the nursery has were made for what it itself writes to, a file perhaps.
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _main_module(facts: Mapping[str, Any]) -> types.ModuleType:
@@ -350,7 +355,6 @@ class Worker:
 
     def run(self, keyfields: dict[str, Any], experiment_id: ExperimentId) -> None:
         """One call, and its end told."""
-        self._line.told_to_stop = False
         ask = self._line.ask_now if self._runner is None else self._line.ask_later
         report = LineReport(experiment_id, self._line, self._fields, ask)
         processor = ResultProcessor(experiment_id, report)

@@ -70,6 +70,7 @@ def run(link: socket.socket, parent: int, given: child.Given) -> None:
                 child.live(order, given)
                 return
     _end(nursery)
+    os._exit(0)
 
 
 def _watch_children() -> tuple[int, int]:

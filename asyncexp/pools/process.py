@@ -1,0 +1,494 @@
+"""Running functions in child processes: one a slot, reused; what kills a child costs one experiment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import cloudpickle
+
+from asyncexp.errors import InvalidConfigError, PyExperimenterError
+from asyncexp.fields import clean
+from asyncexp.pools.base import Broken, Cancelled, Done, Handle, Job, Raised, Result, lineage
+from asyncexp.pools.channel import Channel, Echo
+from asyncexp.pools.child import Given, Setup
+from asyncexp.pools.frames import packed
+
+CLOSE_SECONDS = 5.0
+"""How long children may take to end by themselves, when the pool closes or they are replaced."""
+TRIES = 3
+"""How often a child may die before it could load the function, one after the other."""
+_START = (
+    "import pickle, socket, sys; link = socket.socket(fileno=int(sys.argv[1])); "
+    "size = int.from_bytes(link.recv(8, socket.MSG_WAITALL), 'big'); "
+    "parent, sys.path[:], given = pickle.loads(link.recv(size, socket.MSG_WAITALL)); "
+    "from asyncexp.pools import nursery; nursery.run(link, parent, pickle.loads(given))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a pool's children are like.
+
+    Raises (by `planned`):
+        InvalidConfigError: the function cannot be sent to another process.
+    """
+
+    setup: bytes
+    """The first message to each."""
+    env: Mapping[str, str | Sequence[str]]
+    """Environment variables; of a list each slot has the one at its number."""
+    slots: int
+    max_calls: int | None
+    loading: int
+    """How many may load the function at the same time."""
+    warn: Callable[[str], None]
+
+
+class ProcessPool:
+    """One child process a slot, started when first needed."""
+
+    def __init__(self, plan: Plan) -> None:
+        if sys.platform == "win32":
+            raise InvalidConfigError('pool="process" does not work on Windows: use WSL, or pool="task"')
+        self.plan = plan
+        self._slots = [_Slot(number) for number in range(plan.slots)]
+        self._waiting: deque[_Call] = deque()
+        self._nursery: _Nursery | None = None
+        self._deaths = 0
+        self._closing = False
+
+    def start(self, job: Job, begun: Callable[[], None], done: Done) -> Handle:
+        call = _Call(self, job, begun, done)
+        self._waiting.append(call)
+        self.deal()
+        return call
+
+    def deal(self) -> None:
+        """Gives waiting calls to free slots."""
+        while self._waiting and (slot := self._free()) is not None:
+            call = self._waiting.popleft()
+            call.slot, slot.call = slot, call
+            if slot.child is None:
+                slot.child = self._new_child(slot)
+            slot.child.begin(call)
+
+    def _free(self) -> _Slot | None:
+        idle = [slot for slot in self._slots if slot.call is None]
+        for slot in idle:
+            if slot.child is not None and slot.child.ready:
+                return slot
+        loading = sum(slot.child is not None and not slot.child.loaded for slot in self._slots)
+        if loading >= self.plan.loading:
+            return None
+        return next((slot for slot in idle if slot.child is None), None)
+
+    def _new_child(self, slot: _Slot) -> _Child:
+        if self._nursery is None or not self._nursery.alive:
+            self._nursery = _Nursery(self.plan)
+        return _Child(self, slot, self._nursery)
+
+    def withdraw(self, call: _Call) -> bool:
+        """Takes back a call that waits; whether it did."""
+        if call not in self._waiting:
+            return False
+        self._waiting.remove(call)
+        return True
+
+    def loaded(self) -> None:
+        self._deaths = 0
+        self.deal()
+
+    def died_young(self, call: _Call, why: str) -> None:
+        """A child died before it had loaded the function: another one tries, a few times."""
+        self._deaths += 1
+        if self._deaths < TRIES and not self._closing:
+            self._waiting.appendleft(call)
+            return
+        call.end(Broken(PyExperimenterError(f"No child process could be started: {why}")))
+
+    async def close(self) -> None:
+        """Lets the children end, kills those that do not, and ends the process that started them."""
+        self._closing = True
+        for slot in self._slots:
+            if slot.child is not None:
+                (slot.child.dismiss if slot.call is None else slot.child.kill)()
+        if self._nursery is not None:
+            await self._nursery.empty(CLOSE_SECONDS)
+            await self._nursery.close()
+
+
+def planned(
+    function: Callable[..., Any],
+    custom: Mapping[str, Any],
+    fields: tuple[dict[str, Any], dict[str, Any], int],
+    *,
+    slots: int,
+    env: Mapping[str, str | Sequence[str]],
+    max_calls: int | None,
+    warn: Callable[[str], None],
+) -> Plan:
+    """See `Plan`."""
+    try:
+        pickled = cloudpickle.dumps(function)
+    except Exception as failure:
+        raise InvalidConfigError(
+            f"experiment_function cannot be sent to a child process: {type(failure).__name__}: {failure}. Make inside "
+            "the function what it needs (connections, locks, open files), or use pool='task'."
+        ) from failure
+    setup = packed(("order", Setup(pickled, cloudpickle.dumps(dict(custom)), *fields)))
+    return Plan(setup, env, slots, max_calls, max(2, len(os.sched_getaffinity(0))), warn)
+
+
+# -------------------------------------------------------------------------------------------- calls
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    number: int
+    child: _Child | None = None
+    call: _Call | None = None
+
+
+class _Call:
+    """One call; waits for a slot, then runs in a child."""
+
+    killable = True
+
+    def __init__(self, pool: ProcessPool, job: Job, begun: Callable[[], None], done: Done) -> None:
+        self.job = job
+        self.begun = begun
+        self.slot: _Slot | None = None
+        self.cancelled = False
+        self.hurried = False
+        self._pool = pool
+        self._over = False
+        self._done: Done | None = done
+
+    def end(self, result: Result) -> None:
+        self._over = True
+        self._free_slot()
+        done, self._done = self._done, None
+        if done is not None:
+            done(result)
+
+    def _free_slot(self) -> None:
+        if self.slot is not None and self.slot.call is self:
+            self.slot.call = None
+
+    def cancel(self) -> None:
+        if self.cancelled or self._over:
+            return
+        self.cancelled = True
+        if self._pool.withdraw(self):
+            asyncio.get_running_loop().call_soon(self.end, Cancelled())
+        elif self.slot is not None and self.slot.child is not None:
+            self.slot.child.kill()
+
+    def hurry(self) -> None:
+        self.hurried = True
+        if self.slot is not None and self.slot.child is not None:
+            self.slot.child.channel.send("stop")
+
+    def abandon(self) -> None:
+        """Its slot is free when its child has died; at once if that was killed and does not die."""
+        self._done = None
+        if self.cancelled and self.slot is not None and not self._over:
+            self.slot.child = None
+            self._free_slot()
+            self._pool.deal()
+
+
+# ------------------------------------------------------------------------------------------ children
+
+
+class _Child:
+    """The parent's side of one child process."""
+
+    def __init__(self, pool: ProcessPool, slot: _Slot, nursery: _Nursery) -> None:
+        self.loaded = False
+        self.pid: int | None = None
+        self._pool = pool
+        self._slot = slot
+        self._nursery = nursery
+        self._calls = 0
+        self._dismissed = False
+        self._killed = False
+        self._unable = ""
+        mine, its = socket.socketpair()
+        outs = [os.pipe(), os.pipe()]
+        self.channel = Channel(mine, self._got, self._line_ended)
+        self._echoes = [Echo(out[0], name) for out, name in zip(outs, ("stdout", "stderr"), strict=True)]
+        env = {name: _dealt(value, slot.number) for name, value in pool.plan.env.items()}
+        given = (its.fileno(), *(out[1] for out in outs))
+        nursery.fork(self, env, given)
+        its.close()
+        for _, writes in outs:
+            os.close(writes)
+        self.channel.send_packed(pool.plan.setup)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take a call at once."""
+        return self.loaded and not self._dismissed and not self._killed
+
+    def begin(self, call: _Call) -> None:
+        self._calls += 1
+        job = call.job
+        label = f"[{int(job.experiment_id)}] " if self._pool.plan.slots > 1 else ""
+        for echo in self._echoes:
+            echo.label = label
+            echo.last.clear()
+        self.channel.send("order", (dict(job.keyfields), job.experiment_id))
+        if call.hurried:
+            self.channel.send("stop")
+        if self.loaded:
+            call.begun()
+
+    def kill(self) -> None:
+        """Kills its whole process group; its call ends when it is dead."""
+        self._killed = True
+        self._nursery.kill(self)
+
+    def dismiss(self) -> None:
+        """Lets it end by itself."""
+        self._dismissed = True
+        self.channel.send("order", None)
+
+    # ------------------------------------------------------------------------------------- messages
+
+    def _got(self, message: tuple[Any, ...]) -> None:
+        kind, *what = message
+        getattr(self, f"_on_{kind}")(*what)
+
+    def _on_loaded(self) -> None:
+        self.loaded = True
+        if self._slot.call is not None and self._slot.child is self:
+            self._slot.call.begun()
+        self._pool.loaded()
+
+    def _on_unable(self, text: str) -> None:
+        self._unable = text
+
+    def _on_results(self, number: int, fields: dict[str, Any], size: int) -> None:
+        self._answer(number, lambda call: call.job.report.canonical_results(fields, size))
+
+    def _on_flush(self, number: int) -> None:
+        self._answer(number, lambda call: call.job.report.flush())
+
+    def _on_logs(self, lines: Sequence[Any], size: int) -> None:
+        if (call := self._slot.call) is not None:
+            with suppress(PyExperimenterError):  # lost: its child is being killed
+                room = call.job.report.canonical_logs(lines, size)
+                if room is not None:
+                    self.channel.pause()
+                    asyncio.ensure_future(room).add_done_callback(lambda _: self.channel.resume())
+
+    def _on_heartbeat(self, progress: float | None, message: str | None) -> None:
+        if (call := self._slot.call) is not None:
+            with suppress(PyExperimenterError):
+                call.job.report.sign()
+                call.job.report.heartbeat(progress, message)
+
+    def _on_warn(self, text: str) -> None:
+        self._pool.plan.warn(text)
+
+    def _on_end(self, result: Result) -> None:
+        for echo in self._echoes:
+            echo.drain()
+        call = self._slot.call
+        most = self._pool.plan.max_calls
+        if most is not None and self._calls >= most:
+            self.dismiss()
+            self._slot.child = None
+        if call is not None:
+            call.end(result)
+        self._pool.deal()
+
+    def _answer(self, number: int, ask: Callable[[_Call], Any]) -> None:
+        call = self._slot.call
+        if call is None:
+            return
+        try:
+            call.job.report.alive()
+            told = asyncio.ensure_future(ask(call))
+        except PyExperimenterError as failure:
+            self.channel.send("answer", number, (type(failure).__name__, str(failure)))
+            return
+        told.add_done_callback(partial(self._told, number))
+
+    def _told(self, number: int, told: asyncio.Future[None]) -> None:
+        if told.cancelled():
+            return
+        failure = told.exception()
+        self.channel.send("answer", number, None if failure is None else (type(failure).__name__, str(failure)))
+
+    def _line_ended(self) -> None:
+        """It is dying, and the nursery will say how; or it closed what it had open, and can no longer be heard."""
+        if not self._dismissed:
+            self._nursery.kill(self)
+
+    # ----------------------------------------------------------------------------------------- death
+
+    def died(self, status: int | None) -> None:
+        """It is dead and buried; None: nobody knows how."""
+        self.channel.drain()
+        self.channel.close()
+        for echo in self._echoes:
+            echo.drain()
+            echo.close()
+        if self._slot.child is not self:
+            return
+        self._slot.child = None
+        call = self._slot.call
+        if call is not None:
+            self._end(call, status)
+        self._pool.deal()
+
+    def _end(self, call: _Call, status: int | None) -> None:
+        if call.cancelled or self._killed:
+            call.end(Cancelled())
+        elif self._unable:
+            call.end(Broken(InvalidConfigError(_unable(self._unable))))
+        elif not self.loaded:
+            call.slot = self._slot.call = None
+            self._pool.died_young(call, _manner(status))
+        else:
+            call.end(self._obituary(status))
+
+    def _obituary(self, status: int | None) -> Raised:
+        manner = _manner(status)
+        lines = [f"ChildProcessError: the child process died before the function returned: {manner}"]
+        said = list(self._echoes[1].last)
+        if said:
+            lines = ["The last that it wrote to its standard error:", *said, "", *lines]
+        return Raised(clean("\n".join(lines)), lineage(ChildProcessError), f"ChildProcessError {manner}")
+
+
+def _dealt(value: str | Sequence[str], number: int) -> str:
+    return value if isinstance(value, str) else value[number % len(value)]
+
+
+def _unable(text: str) -> str:
+    return f"A child process could not load experiment_function; no row was run. There it raised:\n{text}"
+
+
+_HINTS = {
+    signal.SIGKILL: "by somebody, or by the kernel for want of memory",
+    signal.SIGSEGV: "a segmentation fault, an error in compiled code",
+    signal.SIGABRT: "compiled code gave up",
+}
+
+
+def _manner(status: int | None) -> str:
+    if status is None:
+        return "with the process that starts children"
+    if status >= 0:
+        return f"exit code {status} (os._exit, or compiled code that ended the process)"
+    try:
+        known = signal.Signals(-status)
+    except ValueError:
+        return f"killed by signal {-status}"
+    hint = f" ({_HINTS[known]})" if known in _HINTS else ""
+    return f"killed by {known.name}{hint}"
+
+
+# ------------------------------------------------------------------------------------------- nursery
+
+
+@dataclass(eq=False)
+class _Nursery:
+    """The parent's side of the process that starts children; see `asyncexp.pools.nursery`."""
+
+    plan: Plan
+    alive: bool = True
+    _children: dict[int, _Child] = field(default_factory=dict)
+    _names: int = 0
+
+    def __post_init__(self) -> None:
+        mine, its = socket.socketpair()
+        uniform = {name: value for name, value in self.plan.env.items() if isinstance(value, str)}
+        self._process = subprocess.Popen(  # noqa: S603  (this interpreter, our own words)
+            [sys.executable, "-c", _START, str(its.fileno())],
+            pass_fds=[its.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **uniform},
+        )
+        its.close()
+        hello = pickle.dumps((os.getpid(), sys.path, pickle.dumps(_given())))
+        mine.sendall(len(hello).to_bytes(8, "big") + hello)
+        self._changed = asyncio.Event()
+        self._channel = Channel(mine, self._got, self._ended)
+
+    def fork(self, child: _Child, env: dict[str, str], descriptors: tuple[int, ...]) -> None:
+        self._names += 1
+        self._children[self._names] = child
+        self._channel.send_packed(packed(("fork", self._names, env)), descriptors)
+
+    def kill(self, child: _Child) -> None:
+        for name, known in self._children.items():
+            if known is child:
+                self._channel.send("kill", name)
+
+    def _got(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("forked", name, pid):
+                self._children[name].pid = pid
+            case ("dead", name, status):
+                self._bury(name, status)
+            case ("failed", name, text):
+                self.plan.warn(f"No child process could be started: {text}")
+                self._bury(name, None)
+
+    def _bury(self, name: int, status: int | None) -> None:
+        child = self._children.pop(name, None)
+        if child is not None:
+            child.died(status)
+        self._changed.set()
+
+    def _ended(self) -> None:
+        """It died itself, and its children with it; theirs may be left."""
+        self.alive = False
+        for child in self._children.values():
+            if child.pid is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, signal.SIGKILL)
+        self._process.wait()
+        for name in list(self._children):
+            self._bury(name, None)
+        self._changed.set()
+
+    async def empty(self, limit_seconds: float) -> None:
+        """Returns when all children are dead, or have had their time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while self._children and self.alive:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    async def close(self) -> None:
+        """Ends it, and with it what children are left."""
+        if self.alive:
+            self._channel.send("end")
+        while self.alive:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+def _given() -> Given:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    facts = {name: getattr(main, name) for name in ("__file__", "__package__", "__doc__") if hasattr(main, name)}
+    return Given(list(sys.path), list(sys.argv), {**facts, "__spec__": getattr(spec, "name", None)})
