@@ -20,7 +20,7 @@ from asyncexp.pools.task import TaskPool, ThreadPool
 from asyncexp.progress import reporter
 from asyncexp.schema import Column
 from asyncexp.session import Session
-from asyncexp.signals import handled
+from asyncexp.signals import Hearing, handled
 from asyncexp.store import life, read, workers
 from asyncexp.store.claim import Wanted
 from asyncexp.values import ColumnType
@@ -39,9 +39,10 @@ class Call:
     wanted: Wanted
     options: Options
     settings: ExecutionConfig
-    pool: str | None
+    pool: str | Pool | None
+    """Its name, or one that is ready."""
     progress: bool | Callable[[Summary], None] | None
-    handle_signals: bool | None
+    handle_signals: bool | Hearing | None
 
 
 async def perform(session: Session, call: Call) -> Run:
@@ -72,6 +73,8 @@ async def perform(session: Session, call: Call) -> Run:
 def _pool(session: Session, call: Call) -> Pool:
     function, settings = call.function, call.settings
     _check_callable(function)
+    if call.pool is not None and not isinstance(call.pool, str):
+        return call.pool
     kind = call.pool or settings.pool or ("task" if is_async(function) else "process")
     if kind == "task":
         return TaskPool() if is_async(function) else ThreadPool()

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM stop the runs of this process: the first gracefully, the second at once."""
+"""SIGINT and SIGTERM stop the runs of this process: the first gracefully, the second at once.
+
+Python calls handlers in the main thread alone; a run is told on its own event loop, whichever thread that is.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,99 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any, Literal, Protocol
 
-NAMES: tuple[Literal["SIGINT", "SIGTERM"], ...] = ("SIGINT", "SIGTERM")
+Name = Literal["SIGINT", "SIGTERM"]
+NAMES: tuple[Name, ...] = ("SIGINT", "SIGTERM")
+_names: dict[int, Name] = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 
 
 class Stoppable(Protocol):
-    def signalled(self, name: Literal["SIGINT", "SIGTERM"]) -> None: ...
+    def signalled(self, name: Name) -> None: ...
 
 
-_runs: list[Stoppable] = []
-"""Runs that stop by signal. The first installs the handlers, the last puts the old ones back."""
-_before: dict[str, Any] = {}
+class Interruptible(Protocol):
+    inside: bool
+    """Whether the main thread is where it may be interrupted."""
+
+
+Hearing = Callable[[Stoppable], AbstractContextManager[None]]
+"""`heard`, where another thread has the handlers `installed`."""
+
+_installed = 0
+"""Who wants the handlers. The first installs them, the last puts the old ones back."""
+_runs: list[tuple[Stoppable, asyncio.AbstractEventLoop]] = []
+"""Runs that stop by signal."""
+_before: dict[Name, Any] = {}
 """The handlers that were there before the first."""
+_interrupted: list[Interruptible] = []
+"""Where the main thread is to be interrupted, by a signal that we send to ourselves."""
 
 
 @contextmanager
-def handled(run: Stoppable, insist: bool | None) -> Iterator[None]:
-    """While inside, the signals stop `run`.
+def handled(run: Stoppable, insist: bool | Hearing | None) -> Iterator[None]:
+    """While inside, the signals stop `run`; to be entered on its event loop.
 
     Args:
-        insist: None: only in the main thread and only if SIGTERM has its default action; False: not at all.
+        insist: None: only in the main thread and only if SIGTERM has its default action; False: not at all;
+            `heard`: the thread that waits for this run has seen to the handlers.
 
     Raises:
         RuntimeError: `insist` is true and this is not the main thread.
     """
-    if not _wanted(insist):
-        yield
+    if callable(insist):
+        with insist(run):
+            yield
         return
-    if not _runs:
+    with installed(insist) as they_are:
+        if not they_are:
+            yield
+            return
+        with heard(run):
+            yield
+
+
+@contextmanager
+def installed(insist: bool | None) -> Iterator[bool]:
+    """While inside, the signals stop the runs that are `heard`, if that is wanted: whether it is. As `handled`."""
+    global _installed
+    if not _wanted(insist):
+        yield False
+        return
+    if not _installed:
         _install()
-    _runs.append(run)
+    _installed += 1
+    try:
+        yield True
+    finally:
+        if _installed:  # not in a forked child
+            _installed -= 1
+            if not _installed:
+                _put_back()
+
+
+@contextmanager
+def heard(run: Stoppable) -> Iterator[None]:
+    """While inside, a signal is told to `run`, on this event loop."""
+    entry = (run, asyncio.get_running_loop())
+    _runs.append(entry)
     try:
         yield
     finally:
-        if run in _runs:  # not in a forked child
-            _runs.remove(run)
-        if not _runs:
-            _restore()
+        if entry in _runs:  # not in a forked child
+            _runs.remove(entry)
+
+
+def interrupt_main(target: Interruptible) -> None:
+    """Raises KeyboardInterrupt in the main thread if that is still inside `target`; while `installed`, from any thread.
+
+    What the main thread does, a system call too, is interrupted by a signal of our own.
+    """
+    _interrupted.append(target)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _wanted(insist: bool | None) -> bool:
@@ -54,27 +110,25 @@ def _wanted(insist: bool | None) -> bool:
         raise RuntimeError("handle_signals=True works in the main thread only; Python delivers signals there.")
     if insist is not None:
         return insist
-    return in_main and (bool(_runs) or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    return in_main and (bool(_installed) or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 
 
 def _install() -> None:
-    loop = asyncio.get_running_loop()
     for name in NAMES:
-        _before[name] = signal.getsignal(getattr(signal, name))
-        loop.add_signal_handler(getattr(signal, name), _deliver, name)
+        _before[name] = signal.signal(getattr(signal, name), _arrived)
 
 
-def _deliver(name: Literal["SIGINT", "SIGTERM"]) -> None:
-    for run in _runs:
-        run.signalled(name)
-
-
-def _restore() -> None:
-    if _before:
-        loop = asyncio.get_running_loop()
-        for name in _before:
-            loop.remove_signal_handler(getattr(signal, name))
-        _put_back()
+def _arrived(number: int, _: FrameType | None) -> None:
+    if _interrupted:
+        targets = _interrupted[:]
+        _interrupted.clear()
+        if any(target.inside for target in targets):
+            raise KeyboardInterrupt
+        return
+    for run, loop in _runs[:]:
+        if loop.is_closed():  # it was left with the run half-way
+            continue
+        loop.call_soon_threadsafe(run.signalled, _names[number])
 
 
 def _put_back() -> None:
@@ -85,11 +139,12 @@ def _put_back() -> None:
 
 
 def _leave_to_parent() -> None:
-    """A forked child answers signals as if nothing ran: what it inherited would tell the parent's loop of its own."""
-    if _before:
-        signal.set_wakeup_fd(-1)
-        _put_back()
+    """A forked child answers signals as if nothing ran: the runs are its parent's."""
+    global _installed
+    _installed = 0
     _runs.clear()
+    _interrupted.clear()
+    _put_back()
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
