@@ -158,11 +158,17 @@ class _Thread:
             del given, call, back, result
 
 
-def called(job: Job, loop: asyncio.AbstractEventLoop) -> Result:
-    """Calls a `def` function in this thread; what it reports goes to the loop of another."""
+def called(job: Job, loop: asyncio.AbstractEventLoop, *, through: tuple[type[BaseException], ...] = ()) -> Result:
+    """Calls a `def` function in this thread; what it reports goes to the loop of another.
+
+    Args:
+        through: exceptions that are not the experiment's.
+    """
     try:
         processor = from_thread(ResultProcessor(job.experiment_id, job.report), loop)
         value = job.function(dict(job.keyfields), processor, own(job.custom))
+    except through:
+        raise
     except BaseException as failure:  # noqa: BLE001  (sys.exit in a thread must end its row, not the thread)
         return raised(failure)
     if inspect.iscoroutine(value):
