@@ -10,6 +10,7 @@ import asyncio
 import faulthandler
 import importlib.machinery
 import itertools
+import linecache
 import os
 import pickle
 import select
@@ -65,6 +66,8 @@ class Setup:
     function: bytes
     """By cloudpickle."""
     custom: bytes
+    sources: dict[str, list[str]]
+    """Source lines of what the function was defined in, if that is no file."""
     results: dict[str, ColumnType]
     logs: dict[str, dict[str, ColumnType]]
     most: int
@@ -110,6 +113,8 @@ def _main_module(facts: Mapping[str, Any]) -> types.ModuleType:
 
 
 def _loaded(line: Line, setup: Setup) -> Worker | None:
+    for name, lines in setup.sources.items():
+        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
     try:
         function = pickle.loads(setup.function)  # noqa: S301  (from the parent)
         custom = pickle.loads(setup.custom)  # noqa: S301

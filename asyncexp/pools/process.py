@@ -24,6 +24,7 @@ from asyncexp.pools.base import Broken, Cancelled, Done, Handle, Job, Raised, Re
 from asyncexp.pools.channel import Channel, Echo
 from asyncexp.pools.child import Given, Setup
 from asyncexp.pools.frames import packed
+from asyncexp.pools.wire import pickled
 
 CLOSE_SECONDS = 5.0
 """How long children may take to end by themselves, when the pool closes or they are replaced."""
@@ -39,11 +40,7 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a pool's children are like.
-
-    Raises (by `planned`):
-        InvalidConfigError: the function cannot be sent to another process.
-    """
+    """What a pool's children are like."""
 
     setup: bytes
     """The first message to each."""
@@ -139,15 +136,16 @@ def planned(
     max_calls: int | None,
     warn: Callable[[str], None],
 ) -> Plan:
-    """See `Plan`."""
-    try:
-        pickled = cloudpickle.dumps(function)
-    except Exception as failure:
-        raise InvalidConfigError(
-            f"experiment_function cannot be sent to a child process: {type(failure).__name__}: {failure}. Make inside "
-            "the function what it needs (connections, locks, open files), or use pool='task'."
-        ) from failure
-    setup = packed(("order", Setup(pickled, cloudpickle.dumps(dict(custom)), *fields)))
+    """How to run this function in child processes.
+
+    Args:
+        fields: types of the resultfields, of the log tables' columns, and the bytes that the server takes in one value.
+
+    Raises:
+        InvalidConfigError: the function cannot be sent to another process.
+    """
+    function_bytes, sources = pickled(function)
+    setup = packed(("order", Setup(function_bytes, cloudpickle.dumps(dict(custom)), sources, *fields)))
     return Plan(setup, env, slots, max_calls, max(2, len(os.sched_getaffinity(0))), warn)
 
 
