@@ -24,8 +24,10 @@ class Stoppable(Protocol):
 
 
 class Interruptible(Protocol):
-    inside: bool
-    """Whether the main thread is where it may be interrupted."""
+    @property
+    def inside(self) -> bool:
+        """Whether the main thread is where it may be interrupted."""
+        ...
 
 
 Hearing = Callable[[Stoppable], AbstractContextManager[None]]
