@@ -37,8 +37,8 @@ from asyncexp.pools.base import is_async
 from asyncexp.reporting import AttemptReport
 from asyncexp.results import ResultProcessor, SyncResultProcessor, from_thread
 from asyncexp.schema import Schema
-from asyncexp.session import patiently
-from asyncexp.store import setup, workers
+from asyncexp.session import check_tables, patiently
+from asyncexp.store import workers
 from asyncexp.store.claim import Worker
 from asyncexp.store.flush import Key
 from asyncexp.store.study import Study
@@ -109,7 +109,7 @@ class Attachment:
         Raises:
             ExperimentLostError: it does not run; the message says what it does instead.
             DatabaseConnectionError: the database cannot be reached.
-            TableHasWrongStructureError: the tables are not what the configuration describes.
+            MissingTable, TableHasWrongStructureError: the tables are not there, or not as configured.
         """
         try:
             await self._connect(check)
@@ -131,7 +131,7 @@ class Attachment:
         self._still_wanted()
         await self._patiently(self._study.set_clock)
         if check:
-            await self._patiently(lambda: setup.check(self._study))
+            await self._patiently(lambda: check_tables(self._study))
 
     async def _patiently(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return await patiently(attempt, self._settings.database_wait, self.logger)
@@ -216,7 +216,7 @@ class Attachment:
     # ------------------------------------------------------------------------------------- the end
 
     async def end(self, *, raised: bool = False) -> None:
-        """Writes what is left, notes the end in the worker's row and closes the connection.
+        """Writes what is left, notes the end in the worker's row and closes the connection; twice is no error.
 
         Args:
             raised: the function raised an exception, which is what its caller is to hear of.
@@ -237,6 +237,8 @@ class Attachment:
 
     async def _verdict(self) -> Exception | None:
         """Why not everything that was sent is in the table; None once it is."""
+        if self.over and not self.cut.done():  # it has ended before
+            return None
         if not self.over:
             assert self._report is not None
             try:

@@ -96,13 +96,8 @@ class Session:
     async def _look(self, make: bool) -> None:
         if make:
             await setup.create(self.study)
-        elif await self.study.db.columns(self.study.schema.name) is None:
-            raise MissingTable(
-                f"There is no table {self.study.schema.name!r} in this database yet: fill it first "
-                "(`fill_table_from_config()`), or call `create_table()`."
-            )
         else:
-            await setup.check(self.study)
+            await check_tables(self.study)
 
     def unprepared(self) -> None:
         """The tables were dropped or changed: look again at the next call."""
@@ -275,6 +270,21 @@ class Session:
     def abandon(self) -> None:
         """Drops the connections without a byte sent: after a fork."""
         self._drop()
+
+
+async def check_tables(study: Study) -> None:
+    """Compares the tables with the configuration.
+
+    Raises:
+        MissingTable: they are not there.
+        TableHasWrongStructureError: they are not what the configuration describes.
+    """
+    if await study.db.columns(study.schema.name) is None:
+        raise MissingTable(
+            f"There is no table {study.schema.name!r} in this database yet: fill it first "
+            "(`fill_table_from_config()`), or call `create_table()`."
+        )
+    await setup.check(study)
 
 
 async def patiently(attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds: float, logger: logging.Logger) -> T:

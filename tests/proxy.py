@@ -18,8 +18,9 @@ from asyncexp.db.base import Target
 class Proxy:
     """Forwards bytes between clients and the server of a target until it is told otherwise."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, host: str = "127.0.0.1") -> None:
         self._behind = target
+        self._host = host
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._swallowing = False
@@ -37,10 +38,10 @@ class Proxy:
     def target(self) -> Target:
         """The same database, through the proxy."""
         assert self._server is not None
-        return replace(self._behind, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
+        return replace(self._behind, host=self._host, port=self._server.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self._host, 0)
         return self
 
     async def __aexit__(self, *_: object) -> None:

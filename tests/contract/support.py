@@ -10,7 +10,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -103,12 +103,14 @@ class Child:
 
 
 @asynccontextmanager
-async def child(script: str, folder: Path, target: Target, *arguments: str, **study: Any) -> AsyncIterator[Child]:
-    """Starts `tests.contract.workers.<script>` on a study; it has ended afterwards."""
+async def child(
+    script: str, folder: Path, target: Target, *arguments: str, through: Sequence[str] = (), **study: Any
+) -> AsyncIterator[Child]:
+    """Starts `tests.contract.workers.<script>` on a study, `through` another command; it has ended afterwards."""
     configuration = write_configuration(folder, target, **study)
     credentials = write_credentials(folder, target)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", f"tests.contract.workers.{script}"),
+        *(*through, sys.executable, "-W", "error", "-m", f"tests.contract.workers.{script}"),
         *(str(configuration), str(credentials or ""), *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
