@@ -21,7 +21,19 @@ from asyncexp.db.whole import over
 from asyncexp.errors import DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
 from asyncexp.fields import clean
-from asyncexp.pools.base import Broken, Cancelled, Handle, Job, Pool, Raised, Result, Returned, Strange, lineage
+from asyncexp.pools.base import (
+    Broken,
+    Cancelled,
+    Handle,
+    Job,
+    NotBegun,
+    Pool,
+    Raised,
+    Result,
+    Returned,
+    Strange,
+    lineage,
+)
 from asyncexp.reporting import AttemptReport
 from asyncexp.store.claim import Wanted
 from asyncexp.store.flush import DONE, End, Ended, Key
@@ -237,10 +249,10 @@ class Run:
 
     def _allowance(self) -> int:
         most = self.options.max_experiments
-        return self.options.n_jobs if most < 0 else most - self._started
+        return self.options.n_jobs + self._pool.ahead if most < 0 else most - self._started
 
     def _free(self) -> int:
-        return min(self.options.n_jobs - len(self._live), self._allowance())
+        return min(self.options.n_jobs + self._pool.ahead - len(self._live), self._allowance())
 
     def _may_claim(self) -> bool:
         if self.stopped_by is not None or self._failure is not None or self._free() <= 0:
@@ -411,6 +423,8 @@ class Run:
                 return End("error", error=clean(f"The experiment function returned {shown} ({kind}); {allowed}."))
             case Raised(text, kinds):
                 return self._error(text, kinds)
+            case NotBegun():
+                return End("released")
             case Broken(failure):
                 self.fail(failure)
                 return End("released")
@@ -548,11 +562,13 @@ class Run:
         self.stopped_by = by
         if self._claiming is not None:
             self._host.writer.withdraw(self._claiming)
+        handles = [live.handle for live in self._live.values() if live.handle is not None]
+        for handle in handles:
+            handle.withdraw()
         if limit:
             self.hurries = True
-            for live in self._live.values():
-                if live.handle is not None:
-                    live.handle.hurry()
+            for handle in handles:
+                handle.hurry()
             self._later(self.options.grace, self._force)
         self._tell()
         self._wake()

@@ -81,7 +81,12 @@ class Broken:
     failure: Exception
 
 
-Result = Returned | Strange | Raised | Cancelled | Broken
+@dataclass(frozen=True, slots=True)
+class NotBegun:
+    """The call was given back before it began."""
+
+
+Result = Returned | Strange | Raised | Cancelled | Broken | NotBegun
 Done = Callable[[Result], None]
 """Called once, on the event loop."""
 
@@ -96,6 +101,10 @@ class Handle(Protocol):
         """Asks it to end; its `Done` is still called, when it has."""
         ...
 
+    def withdraw(self) -> None:
+        """Gives the call back, as `NotBegun`, unless it has begun."""
+        ...
+
     def hurry(self) -> None:
         """The function should come to an end: `should_stop` has become true."""
         ...
@@ -107,6 +116,11 @@ class Handle(Protocol):
 
 class Pool(Protocol):
     """Runs calls, any number at once."""
+
+    @property
+    def ahead(self) -> int:
+        """How many calls it takes beyond those that run, to begin them without waiting for the database."""
+        ...
 
     def start(self, job: Job, begun: Callable[[], None], done: Done) -> Handle:
         """Calls the function as soon as there is room; `begun` is called, once, when it begins."""

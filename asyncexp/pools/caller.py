@@ -21,6 +21,8 @@ class CallerPool:
         interruptible: `serve` is called in the main thread, whose signals are ours: a function can be ended.
     """
 
+    ahead = 0
+
     def __init__(self, *, interruptible: bool) -> None:
         self._interruptible = interruptible
         self._calls: queue.SimpleQueue[CallerHandle | None] = queue.SimpleQueue()
@@ -88,6 +90,9 @@ class CallerHandle:
                 return
             self._stage = _Stage.ENDED
         self._loop.call_soon(self._tell, Cancelled())
+
+    def withdraw(self) -> None:
+        return
 
     def hurry(self) -> None:
         return

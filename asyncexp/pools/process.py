@@ -20,7 +20,7 @@ import cloudpickle
 
 from asyncexp.errors import InvalidConfigError, PyExperimenterError
 from asyncexp.fields import clean
-from asyncexp.pools.base import Broken, Cancelled, Done, Handle, Job, Raised, Result, lineage
+from asyncexp.pools.base import Broken, Cancelled, Done, Handle, Job, NotBegun, Raised, Result, lineage
 from asyncexp.pools.channel import Channel, Echo
 from asyncexp.pools.child import Given, Setup
 from asyncexp.pools.frames import packed
@@ -28,6 +28,10 @@ from asyncexp.pools.wire import pickled
 
 CLOSE_SECONDS = 5.0
 """How long children may take to end by themselves, when the pool closes or they are replaced."""
+AHEAD_SECONDS = 0.02
+"""Calls are taken ahead while they usually take less than this, so that each begins within a moment."""
+STALE_SECONDS = 0.25
+"""A call that was taken ahead and has not begun by then is given back, for others to take."""
 TRIES = 3
 """How often a child may die before it could load the function, one after the other."""
 _START = (
@@ -65,12 +69,30 @@ class ProcessPool:
         self._nursery: _Nursery | None = None
         self._deaths = 0
         self._closing = False
+        self._usual: float | None = None
+        """Seconds that calls took lately."""
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def ahead(self) -> int:
+        return len(self._slots) if self._usual is not None and self._usual < AHEAD_SECONDS else 0
 
     def start(self, job: Job, begun: Callable[[], None], done: Done) -> Handle:
         call = _Call(self, job, begun, done)
         self._waiting.append(call)
         self.deal()
+        if call.slot is None and self._usual is not None:
+            self._loop.call_later(STALE_SECONDS, self._is_stale, call)
         return call
+
+    def _is_stale(self, call: _Call) -> None:
+        if call in self._waiting:
+            self._usual = STALE_SECONDS
+            call.withdraw()
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a call took."""
+        self._usual = seconds if self._usual is None else self._usual + (seconds - self._usual) / 8
 
     def deal(self) -> None:
         """Gives waiting calls to free slots."""
@@ -96,7 +118,7 @@ class ProcessPool:
             self._nursery = _Nursery(self.plan)
         return _Child(self, slot, self._nursery)
 
-    def withdraw(self, call: _Call) -> bool:
+    def take_back(self, call: _Call) -> bool:
         """Takes back a call that waits; whether it did."""
         if call not in self._waiting:
             return False
@@ -166,16 +188,25 @@ class _Call:
 
     def __init__(self, pool: ProcessPool, job: Job, begun: Callable[[], None], done: Done) -> None:
         self.job = job
-        self.begun = begun
+        self._begun = begun
         self.slot: _Slot | None = None
         self.cancelled = False
         self.hurried = False
         self._pool = pool
         self._over = False
         self._done: Done | None = done
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+
+    def begin(self) -> None:
+        """The function is called."""
+        self._began = self._loop.time()
+        self._begun()
 
     def end(self, result: Result) -> None:
         self._over = True
+        if self.slot is not None:
+            self._pool.took(self._loop.time() - self._began)
         self._free_slot()
         done, self._done = self._done, None
         if done is not None:
@@ -189,10 +220,14 @@ class _Call:
         if self.cancelled or self._over:
             return
         self.cancelled = True
-        if self._pool.withdraw(self):
-            asyncio.get_running_loop().call_soon(self.end, Cancelled())
+        if self._pool.take_back(self):
+            self._loop.call_soon(self.end, Cancelled())
         elif self.slot is not None and self.slot.child is not None:
             self.slot.child.kill()
+
+    def withdraw(self) -> None:
+        if self._pool.take_back(self):
+            self._loop.call_soon(self.end, NotBegun())
 
     def hurry(self) -> None:
         self.hurried = True
@@ -252,7 +287,7 @@ class _Child:
         if call.hurried:
             self.channel.send("stop")
         if self.loaded:
-            call.begun()
+            call.begin()
 
     def kill(self) -> None:
         """Kills its whole process group; its call ends when it is dead."""
@@ -273,7 +308,7 @@ class _Child:
     def _on_loaded(self) -> None:
         self.loaded = True
         if self._slot.call is not None and self._slot.child is self:
-            self._slot.call.begun()
+            self._slot.call.begin()
         self._pool.loaded()
 
     def _on_unable(self, text: str) -> None:

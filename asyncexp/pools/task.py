@@ -17,6 +17,8 @@ from asyncexp.results import ResultProcessor, from_thread
 class TaskPool:
     """One task a call: a task of its own keeps cancellation and context variables of one call from the next."""
 
+    ahead = 0
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
@@ -55,6 +57,9 @@ class TaskHandle:
             self._begun = True
             self.task.add_done_callback(lambda _: self._done(Cancelled()))
 
+    def withdraw(self) -> None:
+        return
+
     def hurry(self) -> None:
         return
 
@@ -84,6 +89,8 @@ class ThreadPool:
 
     The threads are daemons: one that never comes back does not keep the interpreter from ending.
     """
+
+    ahead = 0
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -123,6 +130,9 @@ class ThreadHandle:
         self.abandoned = False
 
     def cancel(self) -> None:
+        return
+
+    def withdraw(self) -> None:
         return
 
     def hurry(self) -> None:
