@@ -69,9 +69,9 @@ def write_credentials(folder: Path, target: Target) -> Path | None:
     return path
 
 
-def experimenter(folder: Path, target: Target, **study: Any) -> Experimenter:
+def experimenter(folder: Path, target: Target, kind: type[Experimenter] = Experimenter, **study: Any) -> Experimenter:
     """An `Experimenter` on a study written into `folder`; see `write_configuration`."""
-    return Experimenter(
+    return kind(
         write_configuration(folder, target, **study),
         write_credentials(folder, target),
         logger_name="asyncexp-tests",

@@ -10,14 +10,25 @@ import pytest
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
+from tests.contract.modes import CLASSES, MODES, Mode
 from tests.contract.shared import Shared
 from tests.studies import experimenter
 
 Make = Callable[..., Experimenter]
 
 
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """Where experiment functions run."""
+    chosen: Mode = request.param
+    only = request.node.get_closest_marker("in_process_only")
+    if only is not None and chosen != "task":
+        pytest.skip(f"in this process only: {only.args[0]}")
+    return chosen
+
+
 @pytest.fixture
-async def make(target: Target, tmp_path: Path) -> AsyncIterator[Make]:
+async def make(target: Target, tmp_path: Path, mode: Mode) -> AsyncIterator[Make]:
     """Makes experimenters on the database under test; each is closed after the test.
 
     Keywords are those of `tests.studies.write_configuration`.
@@ -25,7 +36,7 @@ async def make(target: Target, tmp_path: Path) -> AsyncIterator[Make]:
     made: list[Experimenter] = []
 
     def new(**study: Any) -> Experimenter:
-        made.append(experimenter(tmp_path, target, **study))
+        made.append(experimenter(tmp_path, target, CLASSES[mode], **study))
         return made[-1]
 
     yield new
