@@ -116,14 +116,16 @@ class Attachment:
             joined = await self._join(experiment_id, wait_seconds)
             await self._sign_in(joined)
             self._still_wanted()
-        except BaseException:
+        except BaseException as failure:
             await shielded(self._close())
+            if isinstance(failure, DatabaseError):  # perhaps of a connection that was closed under it
+                self._still_wanted()
             raise
         self._begin(joined)
 
     def _still_wanted(self) -> None:
         if self.over:
-            raise DatabaseConnectionError(CLOSED)
+            raise DatabaseConnectionError(CLOSED) from None
 
     async def _connect(self, check: bool) -> None:
         if not self.lent:
@@ -152,6 +154,7 @@ class Attachment:
 
     async def _sign_in(self, joined: ExperimentId) -> None:
         self._worker = Worker(self._worker.id, self._worker.name, self._worker.machine, joins=joined.worker)
+        self._still_wanted()
         self._registered = True
         await self._patiently(lambda: self._register(joined))
 
@@ -336,7 +339,8 @@ def _may_come(found: Standing | None, wanted: int) -> bool:
 
 
 def _situation(found: Standing | None, wanted: int) -> str:
-    if found is None:
+    # An earlier attempt than the one looked for is that of another row: the table was made anew.
+    if found is None or (isinstance(wanted, ExperimentId) and found.attempt < wanted.attempt):
         return "it is unknown: there never was such a row, or it was reset or deleted since"
     if isinstance(wanted, ExperimentId) and found.attempt != wanted.attempt:
         return f"attempt {wanted.attempt} is over, and attempt {found.attempt} {_state(found)}"

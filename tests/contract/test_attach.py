@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import numpy as np
@@ -350,8 +350,10 @@ def in_process(experimenter: Experimenter, experiment_id: int, kind: str, answer
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@both_kinds
-async def test_from_a_multiprocessing_child(make: Make, target: Target, method: str, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "pool"), [("def", "task"), ("async", "task"), ("def", "process")])
+async def test_from_a_multiprocessing_child(
+    make: Make, target: Target, method: str, kind: str, pool: Literal["task", "process"]
+) -> None:
     def main(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         context = multiprocessing.get_context(method)
         answers = context.SimpleQueue()
@@ -367,7 +369,7 @@ async def test_from_a_multiprocessing_child(make: Make, target: Target, method: 
 
     experimenter = make(**STUDY)
     await experimenter.fill_table_from_config()
-    summary = await experimenter.execute(main, experiment_ids=[1], pool="task")
+    summary = await experimenter.execute(main, experiment_ids=[1], pool=pool)
     assert (summary.done, summary.errors) == (1, ())
     await all_landed(target)
     assert await attached_rows(target) == [(1, True)]
@@ -471,6 +473,20 @@ async def test_from_another_machine(make: Make, target: Target, tmp_path: Path, 
             assert machines["worker"] != "elsewhere"
     assert await lines(target) == [(1, 1, step, "abroad") for step in range(3)]
     assert await sql(target, 'SELECT "text" FROM "experiments" WHERE "ID" = 1') == [("abroad on elsewhere",)]
+
+
+@both_kinds
+async def test_from_a_child_of_the_process_pool(make: Make, target: Target, kind: str) -> None:
+    def main(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        answer = asyncio.run(experimenter.attach(REPORTS[kind], results.experiment_id))
+        assert answer == "worker of 1 in 1"
+
+    experimenter = make(**STUDY)
+    await experimenter.fill_table_from_config()
+    summary = await experimenter.execute(main, experiment_ids=[1], pool="process")
+    assert (summary.done, summary.errors) == (1, ())
+    await all_landed(target)
+    assert await attached_rows(target) == [(1, True)]
 
 
 async def test_a_child_forked_by_an_attached_worker_attaches_anew(make: Make, target: Target, shared: Shared) -> None:
@@ -914,6 +930,41 @@ async def test_closing_the_experimenter_ends_what_is_attached(
         assert await other.attach(REPORTS[kind], at.id) == "worker of 1 in 1"  # it opens anew
 
 
+@pytest.mark.parametrize("opened", [False, True])
+async def test_closing_the_experimenter_ends_the_wait_for_an_experiment(
+    make: Make, target: Target, opened: bool
+) -> None:
+    await make(**STUDY).fill_table_from_config()
+    other = make(**STUDY)
+    if opened:
+        await other.counts()
+    waiting = asyncio.create_task(other.attach(reports, 1, wait=60))
+    await eventually(lambda: bool(other._attachments))
+    await other.aclose()
+    with pytest.raises(DatabaseConnectionError, match="closed while a worker was attached"):
+        await asyncio.wait_for(waiting, 10)
+    assert await attached_rows(target) == []
+
+
+@both_kinds
+async def test_an_event_loop_that_ends_around_it_leaves_nothing_behind(
+    make: Make, target: Target, shared: Shared, kind: str
+) -> None:
+    seen, other = shared.seen(), make(**SLOW)
+
+    async def forgets(experiment_id: ExperimentId) -> asyncio.Task[Any]:
+        works = asyncio.create_task(other.attach(listening(kind, seen, log=True), experiment_id))
+        await attached(seen)
+        return works
+
+    async with running(make(**SLOW)) as at:
+        works = await asyncio.to_thread(lambda: asyncio.run(forgets(at.id)))
+        assert works.cancelled()
+        assert await attached_rows(target) == [(1, True)]
+        assert await lines(target) == [(1, 1, 0, None)]
+        assert await other.attach(REPORTS[kind], at.id) == "worker of 1 in 1"
+
+
 async def test_an_attached_worker_may_close_its_experimenter(make: Make, target: Target) -> None:
     async def worker(results: ResultProcessor) -> None:
         await results.process_logs({"steps": {"step": 1}})
@@ -1141,6 +1192,35 @@ async def test_a_flush_that_landed_is_not_called_lost_because_the_main_function_
             assert seen == ["sent"]
     assert await lines(target) == [(1, 1, 1, None)]
     assert await sql(target, 'SELECT "result" FROM "experiments" WHERE "ID" = 1') == [(5.0,)]
+
+
+@servers_only
+async def test_a_refusal_that_was_not_heard_is_not_taken_for_a_flush_that_landed(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
+    seen, gate = shared.seen(), shared.gate()
+    async with Proxy(target) as proxy, running(make(**SLOW)) as at:
+        (tmp_path / "other").mkdir()
+        async with new_experimenter(tmp_path / "other", proxy.target, **SLOW) as other:
+
+            async def worker(results: ResultProcessor) -> None:
+                seen.append("attached")
+                await gate.passed()
+                proxy.cut_after(b"COMMIT")
+                with pytest.raises(ExperimentLostError):
+                    await sends(results)
+                seen.append("refused")
+
+            works = asyncio.create_task(other.attach(worker, at.id))
+            await attached(seen)
+            await at.ended()
+            gate.open()
+            with pytest.raises(ExperimentLostError):
+                await works
+            assert proxy.fired.is_set()
+    assert seen == ["attached", "refused"]
+    assert await lines(target) == []
 
 
 @servers_only
