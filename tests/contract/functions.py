@@ -1,0 +1,38 @@
+"""Experiment functions that several tests use.
+
+A child process imports this module to find them, so it imports little itself: no pytest, no `Experimenter`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from asyncexp import ResultProcessor
+from tests.contract.shared import Gate
+
+Keys = dict[str, Any]
+
+
+async def nothing(keys: Keys, results: ResultProcessor, custom: Keys) -> None: ...
+
+
+async def never(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    raise AssertionError("nothing is to be run")
+
+
+async def for_ever(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    await asyncio.Event().wait()
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Opens a gate when it begins, and ends when the test opens the other."""
+
+    began: Gate
+    go_on: Gate
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        self.began.open()
+        await self.go_on.passed()
