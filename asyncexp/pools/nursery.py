@@ -110,6 +110,8 @@ def _obey(nursery: Nursery) -> child.Birth | bool | None:
         data, descriptors, _, _ = socket.recv_fds(nursery.link, CHUNK, MOST_DESCRIPTORS)
     except OSError:
         return None
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # what an experiment starts is not to hold the line to its parent
     nursery.descriptors += descriptors
     if not data:
         return None

@@ -259,6 +259,8 @@ class _Child:
         self._dismissed = False
         self._killed = False
         self._unable = ""
+        self._limit: asyncio.TimerHandle | None = None
+        """Until when it may take to end by itself."""
         mine, its = socket.socketpair()
         outs = [os.pipe(), os.pipe()]
         self.channel = Channel(mine, self._got, self._line_ended)
@@ -295,9 +297,10 @@ class _Child:
         self._nursery.kill(self)
 
     def dismiss(self) -> None:
-        """Lets it end by itself."""
+        """Lets it end by itself, for a while: a thread that the function left behind may keep it."""
         self._dismissed = True
         self.channel.send("order", None)
+        self._limit = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._nursery.kill, self)
 
     # ------------------------------------------------------------------------------------- messages
 
@@ -376,6 +379,8 @@ class _Child:
 
     def died(self, status: int | None) -> None:
         """It is dead and buried; None: nobody knows how."""
+        if self._limit is not None:
+            self._limit.cancel()
         self.channel.drain()
         self.channel.close()
         for echo in self._echoes:

@@ -40,10 +40,11 @@ def pickled(function: Callable[..., Any]) -> tuple[bytes, dict[str, list[str]]]:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer)
         self.files: set[str] = set()
         own: Mapping[type, Callable[[Any], Any]] = {types.CodeType: self._code}
+        # Before the pickler is made: it looks for its table once.
         self.dispatch_table = ChainMap(dict(own), cloudpickle.Pickler.dispatch_table)
+        super().__init__(buffer)
 
     def _code(self, code: types.CodeType) -> tuple[Any, ...]:
         make, arguments = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
