@@ -19,6 +19,8 @@ from asyncexp.errors import (
 )
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.functions import Waits, nothing
+from tests.contract.shared import Shared
 from tests.contract.support import eventually
 
 Keys = dict[str, Any]
@@ -65,18 +67,17 @@ def _ends(*how: ExperimentStatus | Exception | None) -> Function:
 # ------------------------------------------------------------------------------------- claim and end
 
 
-async def test_a_claim_begins_an_attempt_and_an_end_closes_it(make: Make) -> None:
+async def test_a_claim_begins_an_attempt_and_an_end_closes_it(make: Make, shared: Shared) -> None:
     experimenter = await _rows(make)
     before = await _row(experimenter)
     assert (before["status"], before["_attempt"], before["start_date"]) == ("created", 0, None)
-    seen: list[dict[str, Any]] = []
-
-    async def run(_: Keys, __: ResultProcessor, ___: Any) -> None:
-        seen.append(await _row(experimenter))
-
-    await experimenter.execute(run)
+    began, go_on = shared.gate(), shared.gate()
+    call = asyncio.create_task(experimenter.execute(Waits(began, go_on)))
+    await began.passed()
+    running = await _row(experimenter)
+    go_on.open()
+    await call
     after = await _row(experimenter)
-    [running] = seen
     [worker] = await experimenter.workers()
     assert (running["status"], running["_attempt"], running["end_date"]) == ("running", 1, None)
     assert (running["_worker"], running["name"], running["machine"]) == (worker.id, worker.name, worker.machine)
@@ -146,17 +147,23 @@ async def test_an_error_is_kept_with_its_whole_traceback(make: Make, target: Tar
 
 
 async def test_a_row_that_was_deleted_while_it_ran_is_lost_and_nothing_of_it_is_left(
-    make: Make, target: Target
+    make: Make, target: Target, shared: Shared
 ) -> None:
     experimenter = await _rows(make, 2)
+    logged, deleted = shared.gate(), shared.gate()
 
     async def run(keyfields: Keys, results: ResultProcessor, _: Any) -> None:
         await results.process_logs({"steps": {"step": 1}})
         if keyfields["number"] == 0:
-            assert await experimenter.delete_experiments("running", ids=[1]) == 1
+            logged.open()
+            await deleted.passed()
         await results.process_results({"result": 1.0})
 
-    summary = await experimenter.execute(run, n_jobs=1)
+    call = asyncio.create_task(experimenter.execute(run, n_jobs=1))
+    await logged.passed()
+    assert await experimenter.delete_experiments("running", ids=[1]) == 1
+    deleted.open()
+    summary = await call
     assert (summary.done, summary.lost) == (1, 1)
     assert await sql.fetch(target, 'SELECT "ID" FROM "experiments"') == [(2,)]
     assert await sql.fetch(target, 'SELECT "experiment_id" FROM "experiments__steps"') == [(2,)]
@@ -214,14 +221,15 @@ async def test_unpausing_what_does_not_exist_says_so(make: Make) -> None:
         await experimenter.unpause_experiment(77, _ends(None))
 
 
-async def test_unpausing_a_running_row_says_so(make: Make) -> None:
+async def test_unpausing_a_running_row_says_so(make: Make, shared: Shared) -> None:
     experimenter = await _rows(make)
-
-    async def run(_: Keys, results: ResultProcessor, __: Any) -> None:
-        with pytest.raises(NoPausedExperimentsException, match="is 'running'"):
-            await experimenter.unpause_experiment(results.experiment_id, run)
-
-    assert (await experimenter.execute(run)).done == 1
+    began, go_on = shared.gate(), shared.gate()
+    call = asyncio.create_task(experimenter.execute(Waits(began, go_on)))
+    await began.passed()
+    with pytest.raises(NoPausedExperimentsException, match="is 'running'"):
+        await experimenter.unpause_experiment(1, nothing)
+    go_on.open()
+    assert (await call).done == 1
 
 
 async def test_a_continued_row_that_fails_is_in_error_and_no_exception_is_raised(make: Make) -> None:
@@ -261,10 +269,10 @@ async def test_a_returned_created_keeps_results_and_lines_for_the_next_attempt(m
 
 
 async def test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_lines(
-    make: Make, target: Target
+    make: Make, target: Target, shared: Shared
 ) -> None:
     experimenter = await _rows(make)
-    await _cancelled(experimenter)
+    await _cancelled(experimenter, shared)
     row = await _row(experimenter)
     assert (row["status"], row["result"], row["start_date"], row["end_date"]) == ("created", None, None, None)
     assert (row["_worker"], row["_message"], row["_not_before"], row["_attempt"]) == (None, None, None, 1)
@@ -276,12 +284,12 @@ async def test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_
 
 
 async def test_a_cancelled_attempt_that_continued_goes_back_to_paused_with_what_it_had(
-    make: Make, target: Target
+    make: Make, target: Target, shared: Shared
 ) -> None:
     experimenter = await _rows(make)
     await experimenter.execute(_ends(ExperimentStatus.PAUSED))
     paused = await _row(experimenter)
-    await _cancelled(experimenter, from_status="paused")
+    await _cancelled(experimenter, shared, from_status="paused")
     row = await _row(experimenter)
     assert (row["status"], row["result"], row["start_date"]) == ("paused", 2.0, paused["start_date"])
     assert await _steps(experimenter) == [1]
@@ -290,30 +298,32 @@ async def test_a_cancelled_attempt_that_continued_goes_back_to_paused_with_what_
     assert await _steps(experimenter) == [1, 3]
 
 
-async def test_a_cancelled_attempt_after_a_returned_created_keeps_the_results(make: Make, target: Target) -> None:
+async def test_a_cancelled_attempt_after_a_returned_created_keeps_the_results(
+    make: Make, target: Target, shared: Shared
+) -> None:
     experimenter = await _rows(make)
     await experimenter.execute(_ends(ExperimentStatus.CREATED))
     await sql.execute(target, 'UPDATE "experiments" SET "_not_before" = NULL')
-    await _cancelled(experimenter)
+    await _cancelled(experimenter, shared)
     row = await _row(experimenter)
     assert (row["status"], row["result"]) == ("created", 2.0)
     assert await _steps(experimenter) == [1]
 
 
-async def _cancelled(experimenter: Experimenter, **keywords: Any) -> None:
+async def _cancelled(experimenter: Experimenter, shared: Shared, **keywords: Any) -> None:
     """Runs until an attempt has written its result and a line, and cancels the call."""
-    reached = asyncio.Event()
+    reached = shared.gate()
 
     async def run(_: Keys, results: ResultProcessor, __: Any) -> None:
         await results.process_results({"result": results.attempt})
         await results.process_logs({"steps": {"step": results.attempt}})
         await results.heartbeat(0.5, "half way")
         await results.flush()
-        reached.set()
+        reached.open()
         await asyncio.Event().wait()
 
     call = asyncio.create_task(experimenter.execute(run, **keywords))
-    await reached.wait()
+    await reached.passed()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -341,16 +351,20 @@ async def test_when_no_try_is_left_the_row_is_in_error_with_the_last_attempt_sho
     assert await _steps(experimenter) == [2]
 
 
-async def test_a_release_by_request_puts_the_row_back_for_a_lease(make: Make, target: Target) -> None:
+async def test_a_release_by_request_puts_the_row_back_for_a_lease(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await _rows(make, 2)
+    wrote = shared.gate()
 
     async def run(keyfields: Keys, results: ResultProcessor, _: Any) -> None:
         await results.process_results({"result": 1.0})
         if keyfields["number"] == 0:
-            assert await experimenter.release([1, 2, 77]) == [1]
+            wrote.open()
             await asyncio.Event().wait()
 
-    summary = await experimenter.execute(run, n_jobs=1, heartbeat_interval=0.1, lease=60.0)
+    call = asyncio.create_task(experimenter.execute(run, n_jobs=1, heartbeat_interval=0.1, lease=60.0))
+    await wrote.passed()
+    assert await experimenter.release([1, 2, 77]) == [1]
+    summary = await call
     row = await _row(experimenter)
     assert (summary.released, summary.done) == (1, 1)
     assert (row["status"], row["result"], row["_request"]) == ("created", None, None)
@@ -358,15 +372,19 @@ async def test_a_release_by_request_puts_the_row_back_for_a_lease(make: Make, ta
     assert await _attempts(target) == [(1, 1, "released")]
 
 
-async def test_a_cancel_by_request_ends_the_row_in_error_and_is_not_retried(make: Make) -> None:
+async def test_a_cancel_by_request_ends_the_row_in_error_and_is_not_retried(make: Make, shared: Shared) -> None:
     experimenter = await _rows(make)
+    wrote = shared.gate()
 
     async def run(_: Keys, results: ResultProcessor, __: Any) -> None:
         await results.process_results({"result": 1.0})
-        assert await experimenter.cancel(1) == [1]
+        wrote.open()
         await asyncio.Event().wait()
 
-    summary = await experimenter.execute(run, retries=3, heartbeat_interval=0.1, lease=1.0)
+    call = asyncio.create_task(experimenter.execute(run, retries=3, heartbeat_interval=0.1, lease=1.0))
+    await wrote.passed()
+    assert await experimenter.cancel(1) == [1]
+    summary = await call
     row = await _row(experimenter)
     assert (summary.error, summary.retried) == (1, 0)
     assert row["status"] == "error"
@@ -385,18 +403,24 @@ async def test_requests_leave_rows_alone_that_do_not_run(make: Make) -> None:
 # -------------------------------------------------------------------------------- add and execute
 
 
-async def test_a_new_row_is_added_claimed_and_run(make: Make) -> None:
+async def test_a_new_row_is_added_claimed_and_run(make: Make, shared: Shared) -> None:
     experimenter = make()
-    seen: list[tuple[Keys, str]] = []
+    seen, go_on = shared.seen(), shared.gate()
 
     async def run(keyfields: Keys, results: ResultProcessor, _: Any) -> None:
-        seen.append((keyfields, (await _row(experimenter))["status"]))
+        seen.append(keyfields)
+        await go_on.passed()
         await results.process_results({"result": 3.0})
 
-    status = await experimenter.add_experiment_and_execute({"kind": "z", "number": "7"}, run)
+    call = asyncio.create_task(experimenter.add_experiment_and_execute({"kind": "z", "number": "7"}, run))
+    await eventually(lambda: len(seen) == 1)
+    running = await _row(experimenter)
+    go_on.open()
+    status = await call
     row = await _row(experimenter)
     assert status == ExperimentStatus.DONE
-    assert seen == [({"number": 7, "kind": "z"}, "running")]
+    assert seen == [{"number": 7, "kind": "z"}]
+    assert running["status"] == "running"
     assert (row["number"], row["kind"], row["result"], row["_attempt"]) == (7, "z", 3.0, 1)
     assert row["creation_date"] <= row["start_date"] <= row["end_date"]
     assert (await experimenter.fill_table_with_rows([{"number": 7, "kind": "z"}])).added == 0
@@ -518,20 +542,28 @@ async def test_reset_by_keyfields_and_by_ids(make: Make) -> None:
     assert sorted((await experimenter.get_table())["ID"]) == [2, 5, 6, 7, 8]
 
 
-async def test_running_rows_are_touched_only_if_named(make: Make) -> None:
+async def test_running_rows_are_touched_only_if_named(make: Make, shared: Shared) -> None:
     experimenter = await _rows(make, 2)
-    counts: list[int] = []
+    began, left_alone, wrote, was_reset = (shared.gate() for _ in range(4))
 
     async def run(keyfields: Keys, results: ResultProcessor, _: Any) -> None:
         if results.experiment_id == 1:
-            counts.append(await experimenter.reset_experiments(where={"number": 0}))
-            counts.append(await experimenter.delete_experiments(ids=[1]))
+            began.open()
+            await left_alone.passed()
             await results.process_results({"result": 1.0})
-            counts.append(await experimenter.reset_experiments("running"))
+            wrote.open()
+            await was_reset.passed()
             await results.process_results({"result": 2.0})
 
-    summary = await experimenter.execute(run, n_jobs=1)
-    assert counts == [0, 0, 1]
+    call = asyncio.create_task(experimenter.execute(run, n_jobs=1))
+    await began.passed()
+    assert await experimenter.reset_experiments(where={"number": 0}) == 0
+    assert await experimenter.delete_experiments(ids=[1]) == 0
+    left_alone.open()
+    await wrote.passed()
+    assert await experimenter.reset_experiments("running") == 1
+    was_reset.open()
+    summary = await call
     assert (summary.done, summary.lost) == (2, 1)
     table = await experimenter.get_table()
     assert sorted(table["ID"]) == [2, 3]
