@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import pickle
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from asyncexp.errors import DatabaseQueryError, ExperimentLostError, InvalidLogF
 from asyncexp.experiment import ExperimentId
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.shared import Shared
 from tests.contract.support import eventually
 
 ROW = {"number": 1, "kind": "a"}
@@ -49,18 +51,19 @@ async def _any_line(target: Target) -> bool:
 # ------------------------------------------------------------------------------------------- results
 
 
-async def test_results_are_committed_when_the_call_returns(make: Make, target: Target) -> None:
+async def test_results_are_committed_when_the_call_returns(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await _one_row(make)
-    seen: list[Any] = []
+    seen = shared.seen()
+    look = 'SELECT "result", "text", "status" FROM "experiments"'
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
         await results.process_results({"result": 1.5})
-        seen.append(await _row(target, "result", "status"))
+        seen.append(await sql.fetch(target, look))
         await results.process_results({"text": "later"})
-        seen.append(await _row(target, "result", "text"))
+        seen.append(await sql.fetch(target, look))
 
     assert (await experimenter.execute(run)).done == 1
-    assert seen == [(1.5, "running"), (1.5, "later")]
+    assert seen == [[[1.5, None, "running"]], [[1.5, "later", "running"]]]
 
 
 async def test_the_last_write_of_a_field_wins_and_none_writes_null(make: Make) -> None:
@@ -78,18 +81,22 @@ async def test_the_last_write_of_a_field_wins_and_none_writes_null(make: Make) -
     assert table["text"].isna().all()
 
 
-async def test_an_unknown_field_names_the_nearest_and_nothing_of_the_call_is_written(make: Make) -> None:
+async def test_an_unknown_field_names_the_nearest_and_nothing_of_the_call_is_written(
+    make: Make, shared: Shared
+) -> None:
     experimenter = await _one_row(make)
-    told: list[str] = []
+    told = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
-        with pytest.raises(InvalidResultFieldError) as raised:
+        try:
             await results.process_results({"text": "half", "resultt": 1.0})
-        told.append(str(raised.value))
+        except InvalidResultFieldError as wrong:
+            told.append(str(wrong))
 
     assert (await experimenter.execute(run)).done == 1
-    assert "'resultt'" in told[0]
-    assert "did you mean 'result'" in told[0]
+    [words] = told
+    assert "'resultt'" in words
+    assert "did you mean 'result'" in words
     assert (await experimenter.get_table())["text"].isna().all()
 
 
@@ -128,22 +135,24 @@ async def test_each_result_has_the_time_when_it_was_written(make: Make) -> None:
     assert str(row["text_timestamp"]) == "NaT"
 
 
-async def test_what_the_caller_gives_is_never_changed_nor_kept(make: Make) -> None:
+async def test_what_the_caller_gives_is_never_changed_nor_kept(make: Make, shared: Shared) -> None:
     experimenter = await _one_row(make, resultfields={"data": "JSON"}, logtables={"steps": {"data": "JSON"}})
-    given: list[tuple[Any, Any]] = []
+    given = shared.seen()
 
     async def run(keyfields: dict[str, Any], results: ResultProcessor, __: Any) -> None:
-        result = {"data": {"b": [1, {"c": 2}], "a": None}}
+        result: dict[str, Any] = {"data": {"b": [1, {"c": 2}], "a": None}}
         lines: dict[str, Any] = {"steps": [{"data": [1, 2]}, {}]}
-        given.extend((each, copy.deepcopy(each)) for each in (result, lines))
+        given.append([result, lines])
         await results.process_results(result)
         await results.process_logs(lines)
+        given.append([result, lines])
         keyfields["number"] = 99
-        assert [now for now, _ in given] == [before for _, before in given]
         lines["steps"][0]["data"].append(3)  # it is written later, and as it was
         result["data"].clear()
 
     assert (await experimenter.execute(run)).done == 1
+    before, after = given
+    assert before == after == [{"data": {"b": [1, {"c": 2}], "a": None}}, {"steps": [{"data": [1, 2]}, {}]}]
     table = await experimenter.get_table()
     assert list(table["data"]) == [{"b": [1, {"c": 2}], "a": None}]
     assert list(table["number"]) == [1]
@@ -181,19 +190,24 @@ async def test_rows_may_come_from_a_generator(make: Make) -> None:
     assert list((await experimenter.get_logtable("steps"))["step"]) == [0, 1, 2]
 
 
-async def test_lines_are_written_while_the_function_still_runs(make: Make, target: Target) -> None:
+async def test_lines_are_written_while_the_function_still_runs(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await _one_row(make)
-    waited: list[float] = []
+    logged, go_on = shared.gate(), shared.gate()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
         await results.process_logs({"steps": {"step": 1}})
-        begin = time.monotonic()
-        await eventually(lambda: _any_line(target))
-        waited.append(time.monotonic() - begin)
-        assert await _row(target, "status") == "running"
+        logged.open()
+        await go_on.passed()
 
-    assert (await experimenter.execute(run)).done == 1
-    assert waited[0] < 2.0  # 0.2 s, and what a busy machine and another connection add
+    call = asyncio.create_task(experimenter.execute(run))
+    await logged.passed()
+    begin = time.monotonic()
+    await eventually(lambda: _any_line(target))
+    waited = time.monotonic() - begin
+    assert await _row(target, "status") == "running"
+    go_on.open()
+    assert (await call).done == 1
+    assert waited < 2.0  # 0.2 s, and what a busy machine and another connection add
 
 
 async def test_no_row_is_done_before_its_lines_are_there(make: Make, target: Target) -> None:
@@ -218,20 +232,26 @@ async def test_no_row_is_done_before_its_lines_are_there(make: Make, target: Tar
     assert await sql.fetch(target, early) == []
 
 
-async def test_who_logs_faster_than_the_database_writes_has_to_wait(make: Make, target: Target) -> None:
+async def test_who_logs_faster_than_the_database_writes_has_to_wait(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await _one_row(make)
-    lines = [{"step": step} for step in range(20_000)]
+    began, row_is_locked, logged = shared.gate(), shared.gate(), shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
-        async with sql.locked(target, 1):
-            await results.process_logs({"steps": lines})
-            more = asyncio.ensure_future(results.process_logs({"steps": {"step": 20_000}}))
-            await asyncio.wait([more], timeout=0.3)
-            assert not more.done()
-        await more
+        began.open()
+        await row_is_locked.passed()
+        for _ in range(60):
+            await results.process_logs({"steps": [{"step": step, "note": "x" * 100} for step in range(1_000)]})
+            logged.append(1_000)
 
-    assert (await experimenter.execute(run)).done == 1
-    assert await _lines(target) == 20_001
+    call = asyncio.create_task(experimenter.execute(run))
+    await began.passed()
+    async with sql.locked(target, 1):
+        row_is_locked.open()
+        await eventually(lambda: len(logged) >= 20)
+        await asyncio.sleep(0.3)
+        assert len(logged) < 40  # 20,000 lines are held, and some thousands on their way from a child
+    assert (await call).done == 1
+    assert await _lines(target) == 60_000
 
 
 @pytest.mark.parametrize(
@@ -290,68 +310,71 @@ async def test_or_at_the_end_and_then_only_that_row_is_in_error(make: Make, targ
 # --------------------------------------------------------------------------------- heartbeat and flush
 
 
-async def test_heartbeats_are_merged_to_one_write_a_second(make: Make, target: Target) -> None:
+async def test_heartbeats_are_merged_to_one_write_a_second(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await _one_row(make)
-    seen: set[float | None] = set()
-    lasted: list[float] = []
-
-    async def look() -> None:
-        while not lasted:
-            seen.add(await _row(target, "_progress"))
+    lasted = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
         begin = time.monotonic()
-        looking = asyncio.create_task(look())
         for step in range(1, 251):
             await results.heartbeat(step / 1000, f"step {step}")
             await asyncio.sleep(0.01)
         lasted.append(time.monotonic() - begin)
-        await looking
 
-    assert (await experimenter.execute(run)).done == 1
-    written = seen - {None}
-    assert 2 <= len(written) <= lasted[0] + 2
+    call = asyncio.create_task(experimenter.execute(run))
+    seen: set[float | None] = set()
+    while not call.done():
+        seen.add(await _row(target, "_progress"))
+    assert (await call).done == 1
+    [seconds] = lasted
+    assert 2 <= len(seen - {None}) <= seconds + 2  # the end writes what still waits
     [row] = (await experimenter.get_table()).to_dict("records")
     assert (row["_progress"], row["_message"]) == (0.25, "step 250")
     assert row["start_date"] - NEAR < row["_heartbeat"] < row["end_date"] + NEAR
 
 
-async def test_progress_and_message_are_there_for_others_while_it_runs(make: Make) -> None:
+async def test_progress_and_message_are_there_for_others_while_it_runs(make: Make, shared: Shared) -> None:
     experimenter = await _one_row(make)
-    shown: list[dict[Any, Any]] = []
+    told, go_on = shared.gate(), shared.gate()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
         await results.heartbeat(0.5, "half\0way \ud800")
         await results.flush()
         await results.heartbeat(message="on")
         await results.flush()
-        shown.extend((await experimenter.get_table({"status": "running"})).to_dict("records"))
+        told.open()
+        await go_on.passed()
 
-    assert (await experimenter.execute(run)).done == 1
-    assert (shown[0]["_progress"], shown[0]["_message"]) == (0.5, "on")
+    call = asyncio.create_task(experimenter.execute(run))
+    await told.passed()
+    [shown] = (await experimenter.get_table({"status": "running"})).to_dict("records")
+    go_on.open()
+    assert (await call).done == 1
+    assert (shown["_progress"], shown["_message"]) == (0.5, "on")
 
 
-async def test_after_flush_everything_sent_is_committed(make: Make, target: Target) -> None:
+async def test_after_flush_everything_sent_is_committed(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await _one_row(make)
-    seen: list[Any] = []
+    seen = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
         await results.process_logs({"steps": [{"step": n} for n in range(5_000)]})
         await results.heartbeat(0.9)
         await results.flush()
-        seen.extend([await _lines(target), await _row(target, "_progress")])
+        seen.append(await sql.fetch(target, 'SELECT COUNT(*) FROM "experiments__steps"'))
+        seen.append(await sql.fetch(target, 'SELECT "_progress" FROM "experiments"'))
 
     assert (await experimenter.execute(run)).done == 1
-    assert seen == [5_000, 0.9]
+    assert seen == [[[5_000]], [[0.9]]]
 
 
 # ------------------------------------------------------------------------------------ `def` functions
 
 
-async def test_def_functions_have_the_same_by_plain_calls(make: Make, target: Target) -> None:
+async def test_def_functions_have_the_same_by_plain_calls(make: Make, target: Target, shared: Shared) -> None:
     experimenter = make()
     await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(6)])
-    seen: list[Any] = []
+    seen = shared.seen()
 
     def run(keyfields: dict[str, Any], results: SyncResultProcessor, __: Any) -> None:
         number = keyfields["number"]
@@ -360,7 +383,7 @@ async def test_def_functions_have_the_same_by_plain_calls(make: Make, target: Ta
         results.heartbeat(0.5, "half")
         results.flush()
         text = 'SELECT "result", "_message", "status" FROM "experiments" WHERE "ID" = :id'
-        seen.extend(asyncio.run(sql.fetch(target, text, id=int(results.experiment_id))))
+        seen.append(asyncio.run(sql.fetch(target, text, id=int(results.experiment_id))))
         with pytest.raises(InvalidResultFieldError, match="did you mean 'result'"):
             results.process_results({"resul": 1})
         with pytest.raises(InvalidLogFieldError, match="did you mean 'note'"):
@@ -369,7 +392,7 @@ async def test_def_functions_have_the_same_by_plain_calls(make: Make, target: Ta
         assert not results.should_stop
 
     assert (await experimenter.execute(run)).done == 6
-    assert sorted(seen) == [(float(n), "half", "running") for n in range(6)]
+    assert sorted(seen) == [[[float(n), "half", "running"]] for n in range(6)]
     table = await experimenter.get_table()
     assert list(table["result"]) == list(table["number"])
     logs = await experimenter.get_logtable("steps")
@@ -380,17 +403,19 @@ async def test_def_functions_have_the_same_by_plain_calls(make: Make, target: Ta
 # --------------------------------------------------------------------------- the attempt and its end
 
 
-async def test_the_experiment_id_is_an_int_that_carries_attempt_and_worker_through_a_pickle(make: Make) -> None:
+async def test_the_experiment_id_is_an_int_that_carries_attempt_and_worker_through_a_pickle(
+    make: Make, shared: Shared
+) -> None:
     experimenter = await _one_row(make)
-    found: list[Any] = []
+    found = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> ExperimentStatus | None:
-        found.append((results.attempt, pickle.loads(pickle.dumps(results.experiment_id))))  # noqa: S301
+        found.append([results.attempt, pickle.dumps(results.experiment_id).hex()])
         return ExperimentStatus.PAUSED if results.attempt == 1 else None
 
     await experimenter.execute(run)
     await experimenter.unpause_experiment(1, run)
-    (first, one), (second, two) = found
+    (first, one), (second, two) = ((attempt, pickle.loads(bytes.fromhex(sent))) for attempt, sent in found)  # noqa: S301
     assert (first, second, one.attempt, two.attempt) == (1, 2, 1, 2)
     assert one == two == 1
     assert isinstance(one, ExperimentId)
@@ -398,23 +423,29 @@ async def test_the_experiment_id_is_an_int_that_carries_attempt_and_worker_throu
     assert one.worker == two.worker == worker.id
 
 
-async def test_should_stop_turns_true_when_the_worker_is_told_to_stop(make: Make) -> None:
+async def test_should_stop_turns_true_when_the_worker_is_told_to_stop(make: Make, shared: Shared) -> None:
     experimenter = await _one_row(make)
+    before = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> ExperimentStatus:
-        assert not results.should_stop
-        await experimenter.stop()
-        await eventually(lambda: results.should_stop)
+        before.append(results.should_stop)
+        while not results.should_stop:  # noqa: ASYNC110  (what users write)
+            await asyncio.sleep(0.01)
         await results.process_results({"result": 7.0})
         return ExperimentStatus.CREATED
 
-    summary = await experimenter.execute(run)
+    call = asyncio.create_task(experimenter.execute(run))
+    await eventually(lambda: len(before) == 1)
+    await experimenter.stop()
+    summary = await asyncio.wait_for(call, 20)
+    assert before == [False]
     assert (summary.released, summary.stopped_by) == (1, "stop")
     table = await experimenter.get_table()
     assert list(table["status"]) == ["created"]
     assert list(table["result"]) == [7.0]
 
 
+@pytest.mark.in_process_only("the test keeps the very result processor; the next test is the one for every mode")
 async def test_nothing_is_accepted_after_the_end(make: Make, target: Target) -> None:
     experimenter = await _one_row(make)
     kept: list[ResultProcessor] = []
@@ -430,6 +461,42 @@ async def test_nothing_is_accepted_after_the_end(make: Make, target: Target) -> 
     with pytest.raises(ExperimentLostError):
         await kept[0].heartbeat()
     assert await _row(target, "result", "status") == (None, "done")
+    assert await _lines(target) == 0
+
+
+async def test_nothing_is_accepted_from_a_thread_that_outlives_its_function(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    experimenter = make(n_jobs=1)
+    await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(2)])
+    first_ended, refused = shared.gate(), shared.seen()
+
+    def late(results: SyncResultProcessor) -> None:
+        first_ended.wait()
+        calls: list[tuple[Callable[[Any], None], Any]] = [
+            (results.process_results, {"result": 1.0}),
+            (results.process_logs, {"steps": {"step": 1}}),
+            (results.heartbeat, 0.5),
+        ]
+        for call, given in calls:
+            try:
+                call(given)
+            except Exception as refusal:  # noqa: BLE001  (the test says which it must be)
+                refused.append(type(refusal).__name__)
+            else:
+                refused.append(f"{call} was accepted")
+
+    def run(keyfields: dict[str, Any], results: SyncResultProcessor, _: Any) -> None:
+        if keyfields["number"] == 0:
+            threading.Thread(target=late, args=(results,)).start()
+        else:
+            first_ended.open()
+            while len(refused) < 3:
+                time.sleep(0.01)
+
+    assert (await experimenter.execute(run)).done == 2
+    assert refused == ["ExperimentLostError"] * 3
+    assert await sql.fetch(target, 'SELECT "result", "_progress" FROM "experiments"') == [(None, None)] * 2
     assert await _lines(target) == 0
 
 
