@@ -143,9 +143,17 @@ class Echo:
         stream: TextIO | None = getattr(sys, self._name)
         if stream is None or not texts:
             return
-        with suppress(OSError, ValueError):  # it is closed, or whoever read it has gone
-            stream.write("".join(f"{self.label}{text}\n" for text in texts))
+        try:
+            stream.write(_speakable("".join(f"{self.label}{text}\n" for text in texts), stream))
             stream.flush()
+        except (OSError, ValueError):  # it is closed, or whoever read it has gone
+            return
+        except Exception as failure:  # noqa: BLE001  (a stream of the user's; the children's lives go on)
+            what = {
+                "message": f"What an experiment printed could not be shown on sys.{self._name}",
+                "exception": failure,
+            }
+            self._loop.call_exception_handler(what)
 
     def drain(self) -> None:
         """Shows all that has come, an unfinished line too."""
@@ -162,3 +170,8 @@ class Echo:
                 self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self.drain()
+
+
+def _speakable(text: str, stream: TextIO) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import importlib.machinery
+import io
 import itertools
 import linecache
 import os
 import pickle
-import select
+import signal
 import socket
 import sys
 import threading
@@ -22,7 +23,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from asyncexp import errors
 from asyncexp.errors import ExperimentLostError, PyExperimenterError
@@ -34,6 +35,8 @@ from asyncexp.results import ResultProcessor, SyncResultProcessor
 from asyncexp.values import ColumnType, encoder
 
 CHUNK = 65536
+NO_LINE = 123
+"""Exit code of a child that cannot speak to its parent any more."""
 
 Refusal = tuple[str, str] | None
 """Class of `asyncexp.errors` and message; None if all went well."""
@@ -79,12 +82,16 @@ def live(birth: Birth, given: Given) -> None:
     os.environ.update(birth.env)
     _dress_up(given)
     line = Line(socket.socket(fileno=birth.descriptor))
+    _leave_stopping_to_the_parent(line)
     setup: Setup = line.wait()
     worker = _loaded(line, setup)
     if worker is None:
         return
-    while (call := line.wait()) is not None:
-        worker.run(*call)
+    try:
+        while (call := line.wait()) is not None:
+            worker.run(*call)
+    except OSError:  # the parent is gone, or the function closed the line
+        os._exit(NO_LINE)
     worker.close()
 
 
@@ -96,6 +103,28 @@ def _dress_up(given: Given) -> None:
     sys.stdout = _line_by_line(1)
     sys.stderr = _line_by_line(2)
     faulthandler.enable(file=2)
+
+
+def _leave_stopping_to_the_parent(line: Line) -> None:
+    """Signals that reach every process of a job (SLURM and systemd send such) are a word of warning here.
+
+    The parent has heard it, too, and gives experiments their time. What an experiment forks answers as usual.
+    """
+
+    def heard(*_: object) -> None:
+        line.told_to_stop = True
+
+    def as_usual() -> None:
+        for number, usual in _STOPPING.items():
+            if signal.getsignal(number) is heard:
+                signal.signal(number, usual)
+
+    for number in _STOPPING:
+        signal.signal(number, heard)
+    os.register_at_fork(after_in_child=as_usual)
+
+
+_STOPPING: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def _line_by_line(descriptor: int) -> TextIO:
@@ -116,9 +145,10 @@ def _loaded(line: Line, setup: Setup) -> Worker | None:
     for name, lines in setup.sources.items():
         linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
     try:
-        function = pickle.loads(setup.function)  # noqa: S301  (from the parent)
-        custom = pickle.loads(setup.custom)  # noqa: S301
-        _show_in_main(function)
+        unpickler = _Unpickler(io.BytesIO(setup.function))
+        function = unpickler.load()
+        custom = pickle.loads(setup.custom)  # noqa: S301  (from the parent)
+        _show_in_main(unpickler.made)
     except BaseException as failure:  # noqa: BLE001  (also what an import of the user's raises)
         line.send(("unable", clean("".join(traceback.format_exception(failure)))))
         return None
@@ -138,44 +168,36 @@ def _fields(line: Line, setup: Setup) -> Fields:
     )
 
 
-def _show_in_main(function: Any) -> None:
+class _Unpickler(pickle.Unpickler):
+    """Remembers the functions and classes that came by value: all of the user's script that the function needs."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.made: list[Any] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self._noting(found) if module.startswith("cloudpickle") and name.startswith("_make_") else found
+
+    def _noting(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            made = make(*arguments)
+            self.made.append(made)
+            return made
+
+        return noted
+
+
+def _show_in_main(made: list[Any]) -> None:
     """Lets functions and classes of the user's script be found in `__main__`, where pickle looks for them."""
     main = sys.modules["__main__"].__dict__
-    for found in _parts(function):
-        if getattr(found, "__module__", None) == "__main__":
-            for name, value in getattr(found, "__globals__", {}).items():
-                main.setdefault(name, value)
-            if "<" not in found.__qualname__:
-                main.setdefault(found.__qualname__, found)
-
-
-def _parts(function: Any) -> list[Any]:
-    """The functions and classes that a callable consists of."""
-    found: list[Any] = []
-    waiting = [function]
-    while waiting:
-        part = waiting.pop()
-        if any(part is known for known in found):
-            continue
-        found.append(part)
-        if isinstance(part, types.MethodType):
-            waiting += [part.__func__, type(part.__self__)]
-        elif hasattr(part, "func") and hasattr(part, "keywords"):
-            waiting += [part.func, *part.args, *part.keywords.values()]
-        elif isinstance(part, types.FunctionType):
-            cells = [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
-            waiting += [each for each in cells if isinstance(each, types.FunctionType | type)]
-        elif not isinstance(part, type):
-            waiting.append(type(part))
-    return [part for part in found if isinstance(part, types.FunctionType | type)]
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+    own = [each for each in made if isinstance(each, types.FunctionType | type) and each.__module__ == "__main__"]
+    for each in own:
+        for name, value in getattr(each, "__globals__", {}).items():
+            main.setdefault(name, value)
+    for each in own:
+        if each.__qualname__.isidentifier():
+            main.setdefault(each.__qualname__, each)
 
 
 # ------------------------------------------------------------------------------------------ the line
@@ -189,7 +211,7 @@ class Line:
         self.pid = os.getpid()
         self.told_to_stop = False
         self._frames = Frames()
-        self._sending = threading.Lock()
+        self.sending = threading.Lock()
         self._reading = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._answers: dict[int, Refusal] = {}
@@ -197,26 +219,29 @@ class Line:
         self._numbers = itertools.count()
         self._awaited: dict[int, asyncio.Future[None]] = {}
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, allowed: Callable[[], None] | None = None) -> None:
+        """Sends a message, unless `allowed` raises when its turn has come."""
         data = packed(message)
-        with self._sending:
+        with self.sending:
+            if allowed is not None:
+                allowed()
             self.sock.sendall(data)
 
-    async def ask_now(self, kind: str, *what: Any) -> None:
+    async def ask_now(self, allowed: Callable[[], None], kind: str, *what: Any) -> None:
         """Sends and waits for the answer, without an event loop; raises what the parent says."""
         number = next(self._numbers)
-        self.send((kind, number, *what))
+        self.send((kind, number, *what), allowed)
         while number not in self._answers:
             self._read_or_wait(lambda: number in self._answers)
         if (refusal := self._answers.pop(number)) is not None:
             raise _error(refusal)
 
-    def ask_later(self, kind: str, *what: Any) -> asyncio.Future[None]:
+    def ask_later(self, allowed: Callable[[], None], kind: str, *what: Any) -> asyncio.Future[None]:
         """The same on an event loop that calls `look` when something has come."""
         number = next(self._numbers)
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaited[number] = told
-        self.send((kind, number, *what))
+        self.send((kind, number, *what), allowed)
         return told
 
     def wait(self) -> Any:
@@ -242,8 +267,9 @@ class Line:
         """Takes what has come, without waiting."""
         if self._reading.acquire(blocking=False):
             try:
-                while select.select([self.sock], [], [], 0)[0]:
-                    self._take(self.sock.recv(CHUNK))
+                with suppress(BlockingIOError):
+                    while True:
+                        self._take(self.sock.recv(CHUNK, socket.MSG_DONTWAIT))
             finally:
                 self._reading.release()
             with self._changed:
@@ -259,6 +285,7 @@ class Line:
                 case ("stop",):
                     self.told_to_stop = True
                 case ("order", order):
+                    self.told_to_stop = False
                     self._orders.append(order)
 
     def _answered(self, number: int, refusal: Refusal) -> None:
@@ -315,21 +342,22 @@ class LineReport:
             raise ExperimentLostError(f"Experiment {int(self._id)} has ended; nothing more of it is written.")
 
     def results(self, results: Mapping[str, Any]) -> Awaitable[None]:
-        return self._ask("results", *self._fields.results(results))
+        return self._ask(self.alive, "results", *self._fields.results(results))
 
     async def logs(self, logs: Mapping[str, LogRows]) -> None:
-        self._line.send(("logs", *self._fields.lines(logs)))
+        self._line.send(("logs", *self._fields.lines(logs)), self.alive)
 
     def heartbeat(self, progress: float | None, message: str | None) -> None:
         given = None if progress is None else fraction(progress)
-        self._line.send(("heartbeat", given, None if message is None else str(message)))
+        self._line.send(("heartbeat", given, None if message is None else str(message)), self.alive)
 
     def flush(self) -> Awaitable[None]:
-        return self._ask("flush")
+        return self._ask(self.alive, "flush")
 
     def close(self) -> None:
-        """Nothing more is taken: a thread that the function left behind must not write into the next experiment."""
-        self._over = True
+        """Nothing more is sent: a thread that the function left behind must not write into the next experiment."""
+        with self._line.sending:
+            self._over = True
 
 
 def _finish(sent: Coroutine[Any, Any, None]) -> None:
@@ -364,18 +392,23 @@ class Worker:
         report = LineReport(experiment_id, self._line, self._fields, ask)
         processor = ResultProcessor(experiment_id, report)
         result = self._plainly(keyfields, processor) if self._runner is None else self._awaiting(keyfields, processor)
+        if os.getpid() != self._line.pid:
+            _leave(None)
         report.close()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # the function closed it
-                stream.flush()
+        _flush()
         self._line.send(("end", result))
 
     def _plainly(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Result:
         try:
             value = self._function(keyfields, SyncResultProcessor(processor, _finish), own(self._custom))
         except BaseException as failure:  # noqa: BLE001  (sys.exit must end the row, not the child)
-            return raised(failure)
+            return self._failed(failure)
         return returned(value)
+
+    def _failed(self, failure: BaseException) -> Result:
+        if os.getpid() != self._line.pid:
+            _leave(failure)
+        return raised(failure)
 
     def _awaiting(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Result:
         assert self._runner is not None
@@ -384,7 +417,7 @@ class Worker:
         except asyncio.CancelledError:
             return Cancelled()
         except BaseException as failure:  # noqa: BLE001
-            return raised(failure)
+            return self._failed(failure)
         return returned(value, forgotten=processor.unawaited > 0)
 
     async def _watched(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Any:
@@ -394,3 +427,20 @@ class Worker:
             return await self._function(keyfields, processor, own(self._custom))
         finally:
             loop.remove_reader(self._line.sock)
+
+
+def _leave(failure: BaseException | None) -> NoReturn:
+    """Ends a process that the function forked and that comes back from it: the experiment's end is not its to tell."""
+    code = 0 if failure is None else 1
+    if isinstance(failure, SystemExit) and (failure.code is None or isinstance(failure.code, int)):
+        code = failure.code or 0
+    elif failure is not None:
+        traceback.print_exception(failure)
+    _flush()
+    os._exit(code & 255)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # the function closed or replaced it
+            stream.flush()

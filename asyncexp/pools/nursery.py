@@ -49,18 +49,21 @@ class Nursery:
 
 def run(link: socket.socket, parent: int, given: child.Given) -> None:
     """Serves the parent until it ends, or says so; returns in a child, when that is to end."""
+    _fill_standard_streams()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     wakes = _watch_children()
     life = _watch(parent)
     nursery = Nursery(link)
-    waited: list[Any] = [link, wakes[0], *life]
-    ready: list[Any] = []
-    while not (life and life[0] in ready) and os.getppid() == parent:
-        ready, _, _ = select.select(waited, [], [])
+    poll = select.poll()
+    for waited in (link.fileno(), wakes[0], *life):
+        poll.register(waited, select.POLLIN)
+    ready: set[int] = set()
+    while ready.isdisjoint(life) and os.getppid() == parent:
+        ready = {descriptor for descriptor, _ in poll.poll()}
         if wakes[0] in ready:
             _drain(wakes[0])
             _bury(nursery)
-        if link in ready:
+        if link.fileno() in ready:
             order = _obey(nursery)
             if order is None:
                 break
@@ -73,9 +76,18 @@ def run(link: socket.socket, parent: int, given: child.Given) -> None:
     os._exit(0)
 
 
+def _fill_standard_streams() -> None:
+    """Opens what the parent had closed: a descriptor that comes must not land there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def _watch_children() -> tuple[int, int]:
     reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    # What reaches every process of a job (SLURM and systemd send such) is not for this one: the parent ends it.
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     return reads, writes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pickle
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +23,16 @@ from asyncexp.errors import InvalidConfigError, PyExperimenterError
 from asyncexp.fields import clean
 from asyncexp.pools.base import Broken, Cancelled, Done, Handle, Job, NotBegun, Raised, Result, lineage
 from asyncexp.pools.channel import Channel, Echo
-from asyncexp.pools.child import Given, Setup
+from asyncexp.pools.child import NO_LINE, Given, Setup
 from asyncexp.pools.frames import packed
 from asyncexp.pools.wire import pickled
 
 CLOSE_SECONDS = 5.0
 """How long children may take to end by themselves, when the pool closes or they are replaced."""
+DEAF_SECONDS = 0.2
+"""A child that closed its line, and has not died by then, is killed."""
+END_SECONDS = 10.0
+"""How long the process that starts them may take to end."""
 AHEAD_SECONDS = 0.02
 """Calls are taken ahead while they usually take less than this, so that each begins within a moment."""
 STALE_SECONDS = 0.25
@@ -35,8 +40,9 @@ STALE_SECONDS = 0.25
 TRIES = 3
 """How often a child may die before it could load the function, one after the other."""
 _START = (
-    "import pickle, socket, sys; link = socket.socket(fileno=int(sys.argv[1])); "
-    "size = int.from_bytes(link.recv(8, socket.MSG_WAITALL), 'big'); "
+    "import sys; sys.path[:] = filter(None, sys.path); import pickle, socket; "
+    "link = socket.socket(fileno=int(sys.argv[1])); "
+    "size = int.from_bytes(link.recv(8, socket.MSG_WAITALL) or sys.exit(), 'big'); "
     "parent, sys.path[:], given = pickle.loads(link.recv(size, socket.MSG_WAITALL)); "
     "from asyncexp.pools import nursery; nursery.run(link, parent, pickle.loads(given))"
 )
@@ -96,12 +102,15 @@ class ProcessPool:
 
     def deal(self) -> None:
         """Gives waiting calls to free slots."""
-        while self._waiting and (slot := self._free()) is not None:
+        while self._waiting and not self._closing and (slot := self._free()) is not None:
             call = self._waiting.popleft()
+            try:
+                child = slot.child = slot.child or self._new_child(slot)
+            except OSError as failure:
+                self._loop.call_soon(call.end, _no_child(str(failure)))
+                continue
             call.slot, slot.call = slot, call
-            if slot.child is None:
-                slot.child = self._new_child(slot)
-            slot.child.begin(call)
+            child.begin(call)
 
     def _free(self) -> _Slot | None:
         idle = [slot for slot in self._slots if slot.call is None]
@@ -135,7 +144,7 @@ class ProcessPool:
         if self._deaths < TRIES and not self._closing:
             self._waiting.appendleft(call)
             return
-        call.end(Broken(PyExperimenterError(f"No child process could be started: {why}")))
+        call.end(_no_child(why))
 
     async def close(self) -> None:
         """Lets the children end, kills those that do not, and ends the process that started them."""
@@ -146,6 +155,11 @@ class ProcessPool:
         if self._nursery is not None:
             await self._nursery.empty(CLOSE_SECONDS)
             await self._nursery.close()
+
+
+def _no_child(why: str) -> Broken:
+    hint = "Look at the limits of this account and process (`ulimit -a`), and at n_jobs."
+    return Broken(PyExperimenterError(f"No child process could be started: {why}. {hint}"))
 
 
 def planned(
@@ -259,10 +273,12 @@ class _Child:
         self._dismissed = False
         self._killed = False
         self._unable = ""
+        self._deaf = False
+        self.unborn = ""
+        """Why it could not be started."""
         self._limit: asyncio.TimerHandle | None = None
         """Until when it may take to end by itself."""
-        mine, its = socket.socketpair()
-        outs = [os.pipe(), os.pipe()]
+        mine, its, outs = _streams()
         self.channel = Channel(mine, self._got, self._line_ended)
         self._echoes = [Echo(out[0], name) for out, name in zip(outs, ("stdout", "stderr"), strict=True)]
         env = {name: _dealt(value, slot.number) for name, value in pool.plan.env.items()}
@@ -373,7 +389,11 @@ class _Child:
     def _line_ended(self) -> None:
         """It is dying, and the nursery will say how; or it closed what it had open, and can no longer be heard."""
         if not self._dismissed:
-            self._nursery.kill(self)
+            self._limit = asyncio.get_running_loop().call_later(DEAF_SECONDS, self._kill_deaf)
+
+    def _kill_deaf(self) -> None:
+        self._deaf = True
+        self._nursery.kill(self)
 
     # ----------------------------------------------------------------------------------------- death
 
@@ -401,17 +421,30 @@ class _Child:
             call.end(Broken(InvalidConfigError(_unable(self._unable))))
         elif not self.loaded:
             call.slot = self._slot.call = None
-            self._pool.died_young(call, _manner(status))
+            self._pool.died_young(call, self.unborn or _manner(status))
         else:
             call.end(self._obituary(status))
 
     def _obituary(self, status: int | None) -> Raised:
-        manner = _manner(status)
+        manner = _manner(NO_LINE if self._deaf else status)
         lines = [f"ChildProcessError: the child process died before the function returned: {manner}"]
         said = list(self._echoes[1].last)
         if said:
             lines = ["The last that it wrote to its standard error:", *said, "", *lines]
         return Raised(clean("\n".join(lines)), lineage(ChildProcessError), f"ChildProcessError {manner}")
+
+
+def _streams() -> tuple[socket.socket, socket.socket, list[tuple[int, int]]]:
+    """Both ends of a line, and of pipes for two streams; all or nothing."""
+    with ExitStack() as undo:
+        mine, its = map(undo.enter_context, socket.socketpair())
+        outs = []
+        for _ in range(2):
+            outs.append(os.pipe())
+            for end in outs[-1]:
+                undo.callback(os.close, end)
+        undo.pop_all()
+    return mine, its, outs
 
 
 def _dealt(value: str | Sequence[str], number: int) -> str:
@@ -432,6 +465,8 @@ _HINTS = {
 def _manner(status: int | None) -> str:
     if status is None:
         return "with the process that starts children"
+    if status == NO_LINE:
+        return "it had closed the connection to its parent (os.closerange, say), and was ended"
     if status >= 0:
         return f"exit code {status} (os._exit, or compiled code that ended the process)"
     try:
@@ -456,15 +491,10 @@ class _Nursery:
 
     def __post_init__(self) -> None:
         mine, its = socket.socketpair()
-        uniform = {name: value for name, value in self.plan.env.items() if isinstance(value, str)}
-        self._process = subprocess.Popen(  # noqa: S603  (this interpreter, our own words)
-            [sys.executable, "-c", _START, str(its.fileno())],
-            pass_fds=[its.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**os.environ, **uniform},
-        )
-        its.close()
+        with its, ExitStack() as undo:
+            undo.callback(mine.close)
+            self._process = _started(its, self.plan.env)
+            undo.pop_all()
         hello = pickle.dumps((os.getpid(), sys.path, pickle.dumps(_given())))
         mine.sendall(len(hello).to_bytes(8, "big") + hello)
         self._changed = asyncio.Event()
@@ -488,6 +518,7 @@ class _Nursery:
                 self._bury(name, status)
             case ("failed", name, text):
                 self.plan.warn(f"No child process could be started: {text}")
+                self._children[name].unborn = text
                 self._bury(name, None)
 
     def _bury(self, name: int, status: int | None) -> None:
@@ -520,9 +551,28 @@ class _Nursery:
         """Ends it, and with it what children are left."""
         if self.alive:
             self._channel.send("end")
-        while self.alive:
-            self._changed.clear()
-            await self._changed.wait()
+            overdue = asyncio.get_running_loop().call_later(END_SECONDS, self._process.kill)
+            while self.alive:
+                self._changed.clear()
+                await self._changed.wait()
+            overdue.cancel()
+
+
+def _started(link: socket.socket, env: Mapping[str, str | Sequence[str]]) -> subprocess.Popen[bytes]:
+    uniform = {name: value for name, value in env.items() if isinstance(value, str)}
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # Not one of the first three, which the process has for itself.
+    descriptor = fcntl.fcntl(link, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        return subprocess.Popen(  # noqa: S603  (this interpreter, our own words)
+            [sys.executable, *flags, "-c", _START, str(descriptor)],
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **uniform},
+        )
+    finally:
+        os.close(descriptor)
 
 
 def _given() -> Given:

@@ -1,0 +1,304 @@
+"""Experiment functions in child processes: what may be sent there, what it is like there, and what is left of it.
+
+What reaches the database is the same on all three, and is in `tests.contract.test_processes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncexp import Experimenter, ResultProcessor, SyncResultProcessor
+from asyncexp.db.base import Target
+from asyncexp.errors import InvalidConfigError
+from tests.contract.shared import Shared
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, eventually, numbers
+from tests.studies import experimenter as new_experimenter
+
+Study = Callable[..., Awaitable[Experimenter]]
+
+
+@pytest.fixture
+async def study(sqlite_target: Target, tmp_path: Path) -> AsyncIterator[Study]:
+    """Makes experimenters with so many rows; each is closed after the test."""
+    made: list[Experimenter] = []
+
+    async def filled(count: int = 1, **settings: Any) -> Experimenter:
+        made.append(new_experimenter(tmp_path, sqlite_target, keyfields=numbers(count), **settings))
+        await made[-1].fill_table_from_config()
+        return made[-1]
+
+    yield filled
+    for each in made:
+        await each.aclose()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Shared:
+    return Shared(tmp_path)
+
+
+async def told(target: Target) -> list[Any]:
+    """What the experiments wrote into `text`, as JSON, in the order of their rows; fails if one failed."""
+    rows = await sql(target, 'SELECT "text", "error" FROM "experiments" ORDER BY "ID"')
+    assert [error for _, error in rows if error is not None] == []
+    return [None if text is None else json.loads(text) for text, _ in rows]
+
+
+async def errors(target: Target) -> list[str | None]:
+    return [text for (text,) in await sql(target, 'SELECT "error" FROM "experiments" ORDER BY "ID"')]
+
+
+# ----------------------------------------------------------------------------------- what may be sent there
+
+
+class Scaled:
+    """A callable object, and a method, with a state of its own."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        results.process_results({"result": keys["number"] * self.factor, "text": str(os.getpid())})
+
+    async def later(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        await asyncio.sleep(0)
+        await results.process_results({"result": keys["number"] * self.factor, "text": str(os.getpid())})
+
+    @staticmethod
+    def double(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        Scaled(2)(keys, results, {})
+
+
+def scaled(factor: int, keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+    Scaled(factor)(keys, results, {})
+
+
+async def scaled_later(keys: Keys, results: ResultProcessor, _: Keys, factor: int = 2) -> None:
+    await Scaled(factor).later(keys, results, {})
+
+
+async def test_any_kind_of_function_runs_in_a_child(study: Study, sqlite_target: Target) -> None:
+    two = 2
+
+    def closure(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        results.process_results({"result": keys["number"] * two, "text": str(os.getpid())})
+
+    functions: list[Callable[..., Any]] = [
+        closure,
+        lambda keys, results, _: closure(keys, results, {}),
+        functools.partial(scaled, 2),
+        functools.partial(scaled_later, factor=2),
+        scaled_later,
+        Scaled(2),
+        Scaled(2).later,
+        Scaled(2).__call__,
+        Scaled.double,
+    ]
+    experimenter = await study(2 * len(functions))
+    for function in functions:
+        assert (await experimenter.execute(function, pool="process", n_jobs=1, max_experiments=2)).done == 2
+    rows = await sql(sqlite_target, 'SELECT "number", "result", "text" FROM "experiments"')
+    assert [result for _, result, _ in rows] == [2.0 * number for number, _, _ in rows]
+    assert str(os.getpid()) not in {pid for _, _, pid in rows}
+
+
+async def test_the_default_pool_is_a_child_for_def_and_a_task_for_async_def(
+    study: Study, sqlite_target: Target
+) -> None:
+    experimenter = await study(2)
+    await experimenter.execute(functools.partial(scaled, 2), max_experiments=1)
+    await experimenter.execute(scaled_later, max_experiments=1)
+    first, second = await told(sqlite_target)
+    assert first != os.getpid()
+    assert second == os.getpid()
+
+
+async def test_a_function_that_cannot_be_sent_is_refused_before_anything_runs(study: Study) -> None:
+    experimenter = await study(2)
+    loop = asyncio.get_running_loop()
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        loop.stop()
+
+    with pytest.raises(InvalidConfigError, match=r'cannot be sent to a child process.*pool="task"'):
+        await experimenter.execute(run)
+    assert (await experimenter.counts())["created"] == 2
+
+
+async def test_a_traceback_names_the_file_and_shows_its_line(study: Study, sqlite_target: Target) -> None:
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        raise ValueError("here")  # this very line
+
+    assert (await (await study(1)).execute(run)).error == 1
+    [text] = await errors(sqlite_target)
+    assert text is not None
+    assert f'File "{__file__}", line ' in text
+    assert 'raise ValueError("here")  # this very line' in text
+    assert "asyncexp/pools" not in text
+
+
+async def test_a_module_that_a_child_cannot_import_is_one_clear_error_and_the_rows_go_back(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fleeting.py").write_text("def run(keys, results, custom): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import fleeting  # type: ignore[import-not-found]
+
+    (tmp_path / "fleeting.py").write_text("raise LookupError('gone')\n")
+    experimenter = await study(5)
+    with pytest.raises(InvalidConfigError, match=r"(?s)could not load experiment_function.*LookupError: gone"):
+        await experimenter.execute(fleeting.run)
+    assert (await experimenter.counts())["created"] == 5
+
+
+# ------------------------------------------------------------------------------------------- slots and children
+
+
+async def test_one_child_a_slot_is_reused_and_replaced_after_its_most_tasks(
+    study: Study, sqlite_target: Target
+) -> None:
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        results.process_results({"text": str(os.getpid())})
+        time.sleep(0.02)
+
+    experimenter = await study(32)
+    await experimenter.execute(run, n_jobs=3, max_experiments=20)
+    first = (await told(sqlite_target))[:20]
+    assert len(set(first)) == 3
+    await experimenter.execute(run, n_jobs=2, max_tasks_per_child=3)
+    second = (await told(sqlite_target))[20:]
+    assert all(second.count(pid) <= 3 for pid in second)
+    assert 4 <= len(set(second)) <= 5
+    assert not set(first) & set(second)
+
+
+async def test_a_child_that_is_replaced_and_does_not_end_is_killed(
+    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asyncexp.pools import process
+
+    monkeypatch.setattr(process, "CLOSE_SECONDS", 0.2)
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        import threading
+
+        threading.Thread(target=threading.Event().wait).start()
+        results.process_results({"text": str(os.getpid())})
+        time.sleep(0.1)
+
+    def living() -> int:
+        return sum(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    experimenter = await study(12)
+    running = asyncio.create_task(experimenter.execute(run, n_jobs=1, max_tasks_per_child=1))
+    await eventually(lambda: _some(sqlite_target, 10))
+    pids = [pid for pid in await told(sqlite_target) if pid is not None]
+    assert living() <= 6
+    assert (await running).done == 12
+
+
+async def _some(target: Target, count: int) -> bool:
+    [(found,)] = await sql(target, 'SELECT COUNT(*) FROM "experiments" WHERE "status" = \'done\'')
+    return int(found) >= count
+
+
+async def test_worker_env_is_one_value_for_all_or_dealt_by_slot(
+    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SET_BEFORE", "by the parent")
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        names = ("DEVICE", "EVERYWHERE", "SET_BEFORE")
+        seen = subprocess.run(["/usr/bin/env"], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert all(f"{name}={os.environ[name]}" in seen for name in names)
+        results.process_results({"text": json.dumps([os.environ[name] for name in names])})
+        time.sleep(0.1)
+
+    experimenter = await study(12, execution={"worker_env": {"DEVICE": ["0", "1"], "EVERYWHERE": "yes"}})
+    await experimenter.execute(run, n_jobs=3)
+    found = await told(sqlite_target)
+    assert {device for device, _, _ in found} == {"0", "1"}
+    assert {tuple(rest) for _, *rest in found} == {("yes", "by the parent")}
+
+
+async def test_many_children_load_the_function_a_few_at_a_time(
+    study: Study, sqlite_target: Target, shared: Shared
+) -> None:
+    seen = shared.seen()
+
+    class Slow:
+        def __setstate__(self, state: object) -> None:
+            seen.append(["loading", 1])
+            time.sleep(0.05)
+            seen.append(["loading", -1])
+
+        def __getstate__(self) -> object:
+            return 1
+
+        def __call__(self, keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+            results.process_results({"text": str(os.getpid())})
+            time.sleep(0.5)
+
+    experimenter = await study(16)
+    assert (await experimenter.execute(Slow(), n_jobs=16)).done == 16
+    at_once = most = 0
+    for _, change in seen:
+        at_once += change
+        most = max(most, at_once)
+    assert most <= max(2, len(os.sched_getaffinity(0)))
+
+
+# --------------------------------------------------------------------------------------------- what it is like there
+
+
+async def test_a_child_has_no_driver_no_credentials_and_no_descriptor_of_ours(
+    study: Study, sqlite_target: Target, tmp_path: Path
+) -> None:
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        opened = {}
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the one that lists this folder
+                opened[entry.name] = str(entry.readlink())
+        inherited = [name for name in opened if int(name) > 2 and os.get_inheritable(int(name))]
+        facts = {"modules": sorted(sys.modules), "opened": opened, "inherited": inherited}
+        results.process_results({"text": json.dumps(facts)})
+
+    held = (tmp_path / "held").open("w")
+    os.set_inheritable(held.fileno(), True)
+    experimenter = await study(1)
+    await experimenter.execute(run, n_jobs=1)
+    held.close()
+    [facts] = await told(sqlite_target)
+    drivers = {"sqlite3", "aiosqlite", "asyncpg", "aiomysql", "pymysql", "asyncssh", "pandas", "yaml", "numpy"}
+    assert drivers.isdisjoint(facts["modules"])
+    ours = {name for name in facts["modules"] if name.startswith("asyncexp")}
+    assert ours <= {
+        "asyncexp",
+        *(f"asyncexp.{name}" for name in ("errors", "experiment", "fields", "pools", "results", "values")),
+        *(f"asyncexp.pools.{name}" for name in ("base", "child", "frames", "nursery")),
+    }
+    kinds = sorted(name.split(":")[0] for name in facts["opened"].values())
+    assert kinds == ["/dev/null", "pipe", "pipe", "socket"]
+    assert facts["inherited"] == []
+
+
+async def test_stdin_is_empty_and_the_folder_is_the_parents(study: Study, sqlite_target: Target) -> None:
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        results.process_results({"text": json.dumps([sys.stdin.read(), str(Path.cwd()), sys.argv])})
+
+    experimenter = await study(1)
+    await experimenter.execute(run)
+    assert await told(sqlite_target) == [["", str(Path.cwd()), sys.argv]]
