@@ -18,6 +18,9 @@ from asyncexp import Experimenter, ResultProcessor, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, ExperimentLostError, ParameterCombinationError
 from tests.contract.conftest import Make
+from tests.contract.functions import Waits, for_ever, nothing
+from tests.contract.modes import CLASSES, Mode
+from tests.contract.shared import Shared
 from tests.contract.sql import execute as change
 from tests.contract.sql import locked
 from tests.contract.support import Keys, eventually, numbers, statuses
@@ -29,25 +32,14 @@ servers_only = pytest.mark.parametrize("provider", ["postgresql", "mysql"])
 SLOW_BEAT = {"heartbeat_interval": 50, "lease": 200, "grace": 0.1}
 
 
-async def nothing(keys: Keys, results: ResultProcessor, custom: Keys) -> None: ...
-
-
-async def for_ever(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
-    await asyncio.Event().wait()
-
-
 # ------------------------------------------------------------------------------------- forks and threads
-
-
-def square(number: int) -> int:
-    return number * number
 
 
 @sqlite_only
 async def test_an_experiment_may_end_the_processes_that_it_forked(make: Make, target: Target) -> None:
     def forks(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         with multiprocessing.get_context("fork").Pool(2) as pool:  # which it leaves by SIGTERM to each
-            results.process_results({"result": sum(pool.map(square, range(3)))})
+            results.process_results({"result": sum(pool.map(abs, range(-2, 1)))})
 
     experimenter = make(keyfields=numbers(3))
     await experimenter.fill_table_from_config()
@@ -55,37 +47,28 @@ async def test_an_experiment_may_end_the_processes_that_it_forked(make: Make, ta
     assert (summary.done, summary.stopped_by) == (3, None)
 
 
-class Chatty:
-    """A `def` function that returns while a thread of its own still logs."""
+@sqlite_only
+async def test_a_thread_that_still_logs_does_not_spoil_the_end(make: Make, target: Target, shared: Shared) -> None:
+    experimenter = make(keyfields=numbers(200))
+    await experimenter.fill_table_from_config()
+    told = shared.seen()
 
-    def __init__(self) -> None:
-        self.threads: list[threading.Thread] = []
-        self.told = 0
-
-    def __call__(self, keys: Keys, results: SyncResultProcessor, custom: Keys) -> None:
-        began = threading.Event()
-        self.threads.append(threading.Thread(target=self._chatter, args=(results, began)))
-        self.threads[-1].start()
-        began.wait()
-
-    def _chatter(self, results: SyncResultProcessor, began: threading.Event) -> None:
+    def chatter(results: SyncResultProcessor, began: threading.Event) -> None:
         try:
             while True:
                 results.process_logs({"steps": {"step": 1}})
                 began.set()
         except ExperimentLostError:
-            self.told += 1
+            told.append(int(results.experiment_id))
 
+    def leaves_a_thread(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        began = threading.Event()
+        threading.Thread(target=chatter, args=(results, began)).start()
+        began.wait()
 
-@sqlite_only
-async def test_a_thread_that_still_logs_does_not_spoil_the_end(make: Make, target: Target) -> None:
-    experimenter = make(keyfields=numbers(200))
-    await experimenter.fill_table_from_config()
-    chatty = Chatty()
-    summary = await experimenter.execute(chatty, n_jobs=4)
-    for thread in chatty.threads:
-        await asyncio.to_thread(thread.join)
-    assert (summary.done, chatty.told) == (200, 200), summary.errors[:1]
+    summary = await experimenter.execute(leaves_a_thread, n_jobs=4)
+    await eventually(lambda: len(told) == 200)
+    assert (summary.done, sorted(told)) == (200, list(range(1, 201))), summary.errors[:1]
 
 
 # ---------------------------------------------------------------------------------------------- selecting
@@ -210,6 +193,7 @@ class Blocks:
 
 
 @sqlite_only
+@pytest.mark.in_process_only("it blocks the event loop of its worker")
 async def test_a_request_for_a_row_that_is_just_being_taken_is_heard(make: Make, target: Target) -> None:
     execution = {"heartbeat_interval": 0.1, "lease": 20}
     experimenter, other = (make(keyfields=numbers(3), execution=execution) for _ in range(2))
@@ -229,21 +213,29 @@ def service_threads() -> list[str]:
 
 
 @sqlite_only
-async def test_closing_while_a_call_begins_leaves_no_thread(target: Target, tmp_path: Path) -> None:
-    for turns in range(1, 80):
-        experimenter = new_experimenter(tmp_path, target, keyfields=numbers(1))
+async def test_closing_while_a_call_begins_leaves_no_thread(target: Target, tmp_path: Path, mode: Mode) -> None:
+    for number in range(1, 80, 1 if mode == "task" else 6):  # fewer where each takes a process
+        experimenter = new_experimenter(tmp_path, target, CLASSES[mode], keyfields=numbers(1))
         await experimenter.create_table()
         call = asyncio.create_task(experimenter.execute(nothing))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await a_while(number, mode)
         await experimenter.aclose()
         await asyncio.wait([call])
         assert call.exception() is None or isinstance(call.exception(), DatabaseConnectionError)
-        assert not service_threads(), turns
+        assert not service_threads(), number
 
 
-async def test_closing_that_is_cancelled_closes_all_the_same(target: Target, tmp_path: Path) -> None:
-    experimenter = new_experimenter(tmp_path, target, keyfields=numbers(1))
+async def a_while(number: int, mode: Mode) -> None:
+    """So many turns of the event loop, or so much of the time in which a child process starts."""
+    if mode == "task":
+        for _ in range(number):
+            await asyncio.sleep(0)
+    else:
+        await asyncio.sleep(number / 500)
+
+
+async def test_closing_that_is_cancelled_closes_all_the_same(target: Target, tmp_path: Path, mode: Mode) -> None:
+    experimenter = new_experimenter(tmp_path, target, CLASSES[mode], keyfields=numbers(1))
     await experimenter.fill_table_from_config()
     await experimenter.execute(nothing)
     closing_it = asyncio.create_task(experimenter.aclose())
@@ -283,11 +275,11 @@ async def test_a_sign_of_life_that_broke_is_given_again_by_the_next_call(make: M
 
 @servers_only
 async def test_a_call_that_meets_a_cut_connection_as_it_begins_goes_on(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
     proxy = Proxy(target)
-    async with proxy, new_experimenter(tmp_path, proxy.target, keyfields=numbers(2)) as experimenter:
+    async with proxy, new_experimenter(tmp_path, proxy.target, CLASSES[mode], keyfields=numbers(2)) as experimenter:
         await experimenter.fill_table_from_config()
         for milliseconds in range(0, 16, 2):
             call = asyncio.create_task(experimenter.execute(nothing, progress=lambda _: None))
@@ -299,14 +291,15 @@ async def test_a_call_that_meets_a_cut_connection_as_it_begins_goes_on(
 
 @servers_only
 async def test_closing_ends_while_the_database_is_silent(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
     monkeypatch.setattr("asyncexp.worker.LAST_FLUSH_SECONDS", 0.1)
     monkeypatch.setattr("asyncexp.session.CLOSE_LIMIT_SECONDS", 0.2)
     monkeypatch.setattr("asyncexp.lease.CLOSE_LIMIT_SECONDS", 0.2)
     async with Proxy(target) as proxy:
-        experimenter = new_experimenter(tmp_path, proxy.target, keyfields=numbers(3), execution=SLOW_BEAT)
+        study: Any = {"keyfields": numbers(3), "execution": SLOW_BEAT}
+        experimenter = new_experimenter(tmp_path, proxy.target, CLASSES[mode], **study)
         await experimenter.fill_table_from_config()
         call = asyncio.create_task(experimenter.execute(for_ever, n_jobs=1))
         await eventually(lambda: running(target))
@@ -324,20 +317,22 @@ async def running(target: Target) -> bool:
 
 @servers_only
 async def test_rows_that_come_after_the_run_gave_up_go_back(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, mode: Mode, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
     monkeypatch.setattr("asyncexp.worker.LAST_FLUSH_SECONDS", 0.1)
     async with Proxy(target) as proxy:
-        experimenter = new_experimenter(tmp_path, proxy.target, keyfields=numbers(3), execution=SLOW_BEAT)
+        study: Any = {"keyfields": numbers(3), "execution": SLOW_BEAT}
+        experimenter = new_experimenter(tmp_path, proxy.target, CLASSES[mode], **study)
         async with experimenter:
             await experimenter.fill_table_from_config()
-
-            async def silences(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-                proxy.stall()
-                asyncio.get_running_loop().call_later(0.2, call.cancel)
-
-            call = asyncio.create_task(experimenter.execute(silences, n_jobs=1))
+            began, go_on = shared.gate(), shared.gate()
+            call = asyncio.create_task(experimenter.execute(Waits(began, go_on), n_jobs=1))
+            await began.passed()
+            proxy.stall()
+            go_on.open()
+            await asyncio.sleep(0.2)  # in which the end is sent
+            call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
             proxy.resume()
@@ -347,20 +342,27 @@ async def test_rows_that_come_after_the_run_gave_up_go_back(
 
 @servers_only
 async def test_a_call_waits_for_its_own_retry_whose_answer_was_lost(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, mode: Mode, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 0.5)
     async with Proxy(target) as proxy:
-        experimenter = new_experimenter(tmp_path, proxy.target, keyfields=numbers(1), execution=SLOW_BEAT)
+        study: Any = {"keyfields": numbers(1), "execution": SLOW_BEAT}
+        experimenter = new_experimenter(tmp_path, proxy.target, CLASSES[mode], **study)
         async with experimenter:
             await experimenter.fill_table_from_config()
+            flushed, ready = shared.gate(), shared.gate()
 
             async def second_try(keys: Keys, results: ResultProcessor, _: Keys) -> None:
                 if results.attempt == 1:
                     await results.flush()
-                    proxy.cut_after(b"COMMIT")
+                    flushed.open()
+                    await ready.passed()
                     raise ValueError("first try")
 
-            summary = await experimenter.execute(second_try, retries=1, retry_delay=4)
+            call = asyncio.create_task(experimenter.execute(second_try, retries=1, retry_delay=4))
+            await flushed.passed()
+            proxy.cut_after(b"COMMIT")
+            ready.open()
+            summary = await call
     assert proxy.fired.is_set()
     assert (summary.retried, summary.done) == (1, 1)
