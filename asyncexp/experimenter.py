@@ -545,9 +545,10 @@ class Experimenter:
     ) -> tuple[Options, ExecutionConfig]:
         """The keywords of a call over the environment over the configuration, checked."""
         for name in execution.keys() - ExecutionKeywords.__annotations__.keys():
-            known = [*inspect.signature(self.execute).parameters, *ExecutionKeywords.__annotations__]
-            known.remove("execution")
-            raise InvalidConfigError(unknown("no keyword", name, known))
+            own = [
+                each for each in inspect.signature(Experimenter.execute).parameters if each not in ("self", "execution")
+            ]
+            raise InvalidConfigError(unknown("no keyword", name, [*own, *ExecutionKeywords.__annotations__]))
         settings = config.execution(self._configuration, **execution)
         _check_count("max_experiments", max_experiments)
         options = Options(
