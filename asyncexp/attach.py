@@ -198,8 +198,8 @@ class Attachment:
             await asyncio.sleep(min(interval, FIRST_WAIT_SECONDS * 2.0 ** min(waits, 20)) if waits else interval)
             try:
                 await self._beat(joined)
-            except MissingTable:  # the tables were dropped, and the experiment with them
-                self._interrupt()
+            except MissingTable:
+                self._interrupt(_dropped(joined))
             except Outage:  # the writer says so if anything is to be written
                 waits += 1
             except Exception as failure:  # noqa: BLE001  (raised by `end`)
@@ -246,8 +246,10 @@ class Attachment:
             assert self._report is not None
             try:
                 await self._report.flush()
-            except (ExperimentLostError, MissingTable):
+            except ExperimentLostError:
                 self._interrupt()
+            except MissingTable:
+                self._interrupt(_dropped(self.processor.experiment_id))
             except DatabaseError as failure:
                 return failure
             else:
@@ -256,13 +258,13 @@ class Attachment:
 
     async def _loss(self) -> ExperimentLostError:
         joined = self.processor.experiment_id
-        found: Standing | None = None
-        with suppress(MissingTable):
-            try:
-                found = await workers.standing(self._study, self._study.db, int(joined))
-            except Outage as away:
-                return ExperimentLostError(_lost(joined, f"what became of it is unknown ({away})"))
-        return ExperimentLostError(_lost(joined, _situation(found, joined)))
+        try:
+            found = await workers.standing(self._study, self._study.db, int(joined))
+        except MissingTable:
+            return _dropped(joined)
+        except Outage as away:
+            return _lost(joined, f"what became of it is unknown ({away})")
+        return _lost(joined, _situation(found, joined))
 
     async def close(self) -> None:
         """Ends it from outside: what was sent is written, the function is cut off, and its caller is told."""
@@ -365,8 +367,13 @@ def _cannot_join(found: Standing | None, wanted: int, wait_seconds: float) -> st
     return f"Experiment {int(wanted)} cannot be joined: {_situation(found, wanted)}.{waited}"
 
 
-def _lost(joined: ExperimentId, what: str) -> str:
-    return (
+def _dropped(joined: ExperimentId) -> ExperimentLostError:
+    """Tables may be dropped one after another: that one is missing says enough."""
+    return _lost(joined, _situation(None, joined))
+
+
+def _lost(joined: ExperimentId, what: str) -> ExperimentLostError:
+    return ExperimentLostError(
         f"Experiment {int(joined)} (attempt {joined.attempt}) ended before the worker attached to it: {what}. "
         "What was sent and not committed by then has not been written."
     )

@@ -9,8 +9,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from asyncexp import ResultProcessor
-from tests.contract.shared import Gate
+from asyncexp import ExperimentStatus, ResultProcessor
+from tests.contract.shared import Gate, Seen
 
 Keys = dict[str, Any]
 
@@ -36,3 +36,18 @@ class Waits:
     async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
         self.began.open()
         await self.go_on.passed()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Notes (ID, attempt, worker) for others to attach to, and ends when told: as the last status noted, or as done."""
+
+    ids: Seen
+    status: Seen
+    go_on: Gate
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> ExperimentStatus | None:
+        mine = results.experiment_id
+        self.ids.append([int(mine), mine.attempt, mine.worker])
+        await self.go_on.passed()
+        return ExperimentStatus(self.status.values()[-1]) if len(self.status) else None

@@ -36,6 +36,7 @@ from asyncexp.errors import (
 from asyncexp.experiment import ExperimentId
 from asyncexp.results import from_thread
 from tests.contract.conftest import Make
+from tests.contract.functions import Joined
 from tests.contract.shared import Gate, Seen, Shared
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
@@ -52,47 +53,33 @@ SLOW: dict[str, Any] = {"keyfields": numbers(3), "execution": {"heartbeat_interv
 """One whose workers do not look at all while a test lasts."""
 
 
-class Main:
-    """A main function that says its experiments' ids, and runs until it is let go."""
-
-    def __init__(self) -> None:
-        self.ids: asyncio.Queue[ExperimentId] = asyncio.Queue()
-        self.let_go = asyncio.Event()
-        self.returns: ExperimentStatus | None = None
-
-    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus | None:
-        self.ids.put_nowait(results.experiment_id)
-        await self.let_go.wait()
-        return self.returns
-
-
 @dataclass
 class Running:
     """An experiment under way."""
 
     experimenter: Experimenter
-    main: Main
+    main: Joined
     id: ExperimentId
     call: asyncio.Task[Summary]
 
-    async def ended(self, returns: ExperimentStatus | None = None) -> Summary:
+    async def ended(self, status: ExperimentStatus = ExperimentStatus.DONE) -> Summary:
         """Lets the main function return; the summary of its run."""
-        self.main.returns = returns
-        self.main.let_go.set()
+        self.main.status.append(status.value)
+        self.main.go_on.open()
         return await self.call
 
 
 @asynccontextmanager
-async def running(experimenter: Experimenter, **keywords: Any) -> AsyncIterator[Running]:
+async def running(experimenter: Experimenter, shared: Shared, **keywords: Any) -> AsyncIterator[Running]:
     """Experiment 1 of a study under way; it has ended afterwards."""
     await experimenter.fill_table_from_config()
-    main = Main()
+    main = Joined(shared.seen(), shared.seen(), shared.gate())
     call = asyncio.create_task(experimenter.execute(main, **({"experiment_ids": [1]} | keywords)))
-    first = await main.ids.get()
     try:
-        yield Running(experimenter, main, first, call)
+        await eventually(lambda: len(main.ids) > 0)
+        yield Running(experimenter, main, ExperimentId(*main.ids.values()[0]), call)
     finally:
-        main.let_go.set()
+        main.go_on.open()
         await asyncio.gather(call, return_exceptions=True)
 
 
@@ -207,9 +194,9 @@ async def attached(seen: Seen, count: int = 1) -> None:
 
 @both_kinds
 async def test_what_a_worker_reports_lands_in_the_row_and_logs_of_that_attempt(
-    make: Make, target: Target, kind: str
+    make: Make, target: Target, kind: str, shared: Shared
 ) -> None:
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         assert await at.experimenter.attach(REPORTS[kind], at.id) == "worker of 1 in 1"
         await all_landed(target)
         assert (await at.ended()).done == 1
@@ -219,16 +206,16 @@ async def test_what_a_worker_reports_lands_in_the_row_and_logs_of_that_attempt(
 
 @pytest.mark.parametrize("given", [int, np.int64, lambda given: given])
 async def test_a_bare_id_joins_the_attempt_under_way(
-    make: Make, target: Target, given: Callable[[ExperimentId], int]
+    make: Make, target: Target, given: Callable[[ExperimentId], int], shared: Shared
 ) -> None:
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         assert await at.experimenter.attach(reports_too, given(at.id)) == "worker of 1 in 1"
     await all_landed(target)
 
 
 @both_kinds
-async def test_any_value_comes_back(make: Make, kind: str) -> None:
-    async with running(make(**STUDY)) as at:
+async def test_any_value_comes_back(make: Make, kind: str, shared: Shared) -> None:
+    async with running(make(**STUDY), shared) as at:
         for value in (None, 0, "text", object(), int, lambda: 1, ValueError("returned"), math.nan):
             assert await at.experimenter.attach(ending(kind, returns=value), at.id) is value
 
@@ -239,10 +226,10 @@ class Custom(Exception):
 
 @both_kinds
 async def test_an_exception_of_the_worker_is_raised_to_its_caller_unchanged_and_what_it_sent_is_kept(
-    make: Make, target: Target, kind: str
+    make: Make, target: Target, kind: str, shared: Shared
 ) -> None:
     failures = [Custom("why", 1), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError("mine")]
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         for number, failure in enumerate(failures, 1):
             with pytest.raises(type(failure)) as caught:
                 await at.experimenter.attach(ending(kind, raises=failure), at.id)
@@ -252,7 +239,7 @@ async def test_an_exception_of_the_worker_is_raised_to_its_caller_unchanged_and_
         assert (await at.ended()).done == 1  # nothing of it is the main function's business
 
 
-async def test_partials_methods_and_callable_objects_are_worker_functions(make: Make) -> None:
+async def test_partials_methods_and_callable_objects_are_worker_functions(make: Make, shared: Shared) -> None:
     class Both:
         async def __call__(self, results: ResultProcessor) -> str:
             return await reports_too(results, "object")
@@ -260,7 +247,7 @@ async def test_partials_methods_and_callable_objects_are_worker_functions(make: 
         def method(self, results: SyncResultProcessor) -> str:
             return reports(results, "method")
 
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         attach = at.experimenter.attach
         assert await attach(functools.partial(reports_too, note="partial"), at.id) == "partial of 1 in 1"
         assert await attach(functools.partial(reports, note="plain"), at.id) == "plain of 1 in 1"
@@ -269,7 +256,7 @@ async def test_partials_methods_and_callable_objects_are_worker_functions(make: 
 
 
 async def test_a_bad_value_raises_in_the_worker_and_a_refused_line_at_the_end_at_the_latest(
-    make: Make, target: Target
+    make: Make, target: Target, shared: Shared
 ) -> None:
     await (first := make(**STUDY)).fill_table_from_config()
     refusing = {
@@ -285,28 +272,28 @@ async def test_a_bad_value_raises_in_the_worker_and_a_refused_line_at_the_end_at
         await results.process_logs({"steps": {"step": 12}})
         await results.process_logs({"steps": {"step": 13}})
 
-    async with running(first) as at:
+    async with running(first, shared) as at:
         with pytest.raises(DatabaseQueryError, match="refused what was sent earlier"):
             await at.experimenter.attach(worker, at.id)
         assert await lines(target) == [(1, 1, 12, None)]
         assert await attached_rows(target) == [(1, True)]
 
 
-async def test_a_forgotten_await_is_an_error(make: Make, target: Target) -> None:
+async def test_a_forgotten_await_is_an_error(make: Make, target: Target, shared: Shared) -> None:
     async def forgets(results: ResultProcessor) -> int:
         sent = results.process_results({"result": 1})
         forgotten.append(sent)
         return 5
 
     forgotten: list[Coroutine[Any, Any, None]] = []
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         with pytest.raises(PyExperimenterError, match="without awaiting a call on its result processor: write `await`"):
             await at.experimenter.attach(forgets, at.id)
     forgotten[0].close()
 
 
-async def test_a_plain_function_that_returns_a_coroutine_is_an_error(make: Make) -> None:
-    async with running(make(**STUDY)) as at:
+async def test_a_plain_function_that_returns_a_coroutine_is_an_error(make: Make, shared: Shared) -> None:
+    async with running(make(**STUDY), shared) as at:
         with pytest.raises(PyExperimenterError, match="returned a coroutine"):
             await at.experimenter.attach(lambda results: reports_too(results), at.id)
 
@@ -349,6 +336,7 @@ def in_process(experimenter: Experimenter, experiment_id: int, kind: str, answer
     answers.put((os.getpid(), asyncio.run(experimenter.attach(REPORTS[kind], experiment_id))))
 
 
+@pytest.mark.in_process_only("it says itself where its main function runs")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize(("kind", "pool"), [("def", "task"), ("async", "task"), ("def", "process")])
 async def test_from_a_multiprocessing_child(
@@ -376,8 +364,10 @@ async def test_from_a_multiprocessing_child(
 
 
 @both_kinds
-async def test_from_a_thread_with_an_event_loop_of_its_own(make: Make, target: Target, kind: str) -> None:
-    async with running(make(**STUDY)) as at:
+async def test_from_a_thread_with_an_event_loop_of_its_own(
+    make: Make, target: Target, kind: str, shared: Shared
+) -> None:
+    async with running(make(**STUDY), shared) as at:
 
         def work() -> Any:
             return asyncio.run(at.experimenter.attach(REPORTS[kind], at.id))
@@ -386,6 +376,7 @@ async def test_from_a_thread_with_an_event_loop_of_its_own(make: Make, target: T
     await all_landed(target)
 
 
+@pytest.mark.in_process_only("it says itself where its main function runs")
 async def test_from_a_main_function_that_is_a_thread(make: Make, target: Target) -> None:
     def main(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         assert asyncio.run(experimenter.attach(reports, results.experiment_id)) == "worker of 1 in 1"
@@ -398,9 +389,9 @@ async def test_from_a_main_function_that_is_a_thread(make: Make, target: Target)
 
 @both_kinds
 async def test_by_hand_for_a_caller_that_runs_the_function_in_its_own_thread(
-    make: Make, target: Target, kind: str
+    make: Make, target: Target, kind: str, shared: Shared
 ) -> None:
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         attachment = await at.experimenter._attachment(at.id)
         try:
             if kind == "def":
@@ -417,9 +408,9 @@ async def test_by_hand_for_a_caller_that_runs_the_function_in_its_own_thread(
 
 @both_kinds
 async def test_from_a_subprocess_with_the_id_through_a_pickle(
-    make: Make, target: Target, tmp_path: Path, kind: str
+    make: Make, target: Target, tmp_path: Path, kind: str, shared: Shared
 ) -> None:
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         given = pickle.dumps(at.id).hex()
         async with child("attach", tmp_path, target, given, kind, "outside", **STUDY) as worker:
             assert await worker.told() == [1, 1, worker.process.pid]
@@ -455,13 +446,13 @@ def another_machine() -> Iterator[tuple[str, list[str]]]:
 
 
 @both_kinds
-async def test_from_another_machine(make: Make, target: Target, tmp_path: Path, kind: str) -> None:
+async def test_from_another_machine(make: Make, target: Target, tmp_path: Path, kind: str, shared: Shared) -> None:
     with another_machine() as (address, inside):
         async with contextlib.AsyncExitStack() as stack:
             seen_there = target
             if target.provider != "sqlite":  # which another machine cannot reach; there it is another process
                 seen_there = (await stack.enter_async_context(Proxy(target, address))).target
-            at = await stack.enter_async_context(running(make(**STUDY)))
+            at = await stack.enter_async_context(running(make(**STUDY), shared))
             given = [pickle.dumps(at.id).hex(), kind, "abroad"]
             (tmp_path / "abroad").mkdir()
             process = child("attach", tmp_path / "abroad", seen_there, *given, through=inside, **STUDY)
@@ -475,6 +466,7 @@ async def test_from_another_machine(make: Make, target: Target, tmp_path: Path, 
     assert await sql(target, 'SELECT "text" FROM "experiments" WHERE "ID" = 1') == [("abroad on elsewhere",)]
 
 
+@pytest.mark.in_process_only("it says itself where its main function runs")
 @both_kinds
 async def test_from_a_child_of_the_process_pool(make: Make, target: Target, kind: str) -> None:
     def main(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
@@ -503,7 +495,7 @@ async def test_a_child_forked_by_an_attached_worker_attaches_anew(make: Make, ta
         results.process_logs({"steps": {"step": 4, "note": "parent"}})
 
     experimenter = make(**STUDY)
-    async with running(experimenter) as at:
+    async with running(experimenter, shared) as at:
         await experimenter.attach(parent, at.id)
     assert {(step, note) for _, _, step, note in await lines(target)} == {
         *((0, "parent"), (1, "worker"), (2, "worker"), (3, "worker"), (4, "parent"))
@@ -519,14 +511,14 @@ async def test_a_worker_of_a_lost_attempt_cannot_write_into_the_next_one(
 ) -> None:
     seen, gate = shared.seen(), shared.gate()
     other = make(**SLOW)
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         late = asyncio.create_task(other.attach(hanging("async", seen, gate), at.id))
         await attached(seen)
         earlier = pickle.loads(pickle.dumps(at.id))  # noqa: S301
         assert await other.release([1]) == [1]
         await at.call
         await change(target, 'UPDATE "experiments" SET "_not_before" = NULL')
-    async with running(make(**STUDY)) as again:
+    async with running(make(**STUDY), shared) as again:
         assert (int(again.id), again.id.attempt) == (1, 2)
         gate.open()
         with pytest.raises(ExperimentLostError, match="attempt 1 is over, and attempt 2 runs now"):
@@ -539,13 +531,14 @@ async def test_a_worker_of_a_lost_attempt_cannot_write_into_the_next_one(
 
 @pytest.mark.parametrize("wait", [0, 0.2])
 async def test_an_experiment_that_does_not_run_is_not_joined_and_the_message_says_what_it_does(
-    make: Make, target: Target, wait: float
+    make: Make, target: Target, wait: float, shared: Shared
 ) -> None:
     experimenter = make(**STUDY)
     await experimenter.fill_table_from_config()
 
     async def ends(keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus:
-        ids.append(results.experiment_id)
+        mine = results.experiment_id
+        seen.append([int(mine), mine.attempt, mine.worker])
         return [ExperimentStatus.DONE, ExperimentStatus.ERROR, ExperimentStatus.PAUSED][keys["number"]]
 
     async def refused(given: int) -> str:
@@ -553,10 +546,11 @@ async def test_an_experiment_that_does_not_run_is_not_joined_and_the_message_say
             await experimenter.attach(reports, given, wait=wait)
         return str(caught.value)
 
-    ids: list[ExperimentId] = []
+    seen = shared.seen()
     waited = f" Waited {wait:g} s." if wait else ""
     assert await refused(1) == f"Experiment 1 cannot be joined: it is not running yet (created).{waited}"
     await experimenter.execute(ends, n_jobs=1)
+    ids = [ExperimentId(*each) for each in seen]
     assert await refused(1) == "Experiment 1 cannot be joined: it has finished (done)."
     assert await refused(2) == f"Experiment 2 cannot be joined: it has finished (error).{waited}"
     assert await refused(3) == f"Experiment 3 cannot be joined: it is paused.{waited}"
@@ -584,20 +578,20 @@ async def test_without_tables_there_is_nothing_to_join(make: Make, target: Targe
         await make(**STUDY).attach(reports, 1)
 
 
-async def test_another_structure_is_told_before_anything_is_written(make: Make, target: Target) -> None:
-    async with running(make(**STUDY)) as at:
+async def test_another_structure_is_told_before_anything_is_written(make: Make, target: Target, shared: Shared) -> None:
+    async with running(make(**STUDY), shared) as at:
         other = make(**STUDY, resultfields={"result": "DOUBLE", "text": "TEXT", "more": "INT"})
         with pytest.raises(PyExperimenterError, match="'more' is missing"):
             await other.attach(reports, at.id)
 
 
-async def test_it_waits_for_an_experiment_that_begins_later(make: Make, target: Target) -> None:
+async def test_it_waits_for_an_experiment_that_begins_later(make: Make, target: Target, shared: Shared) -> None:
     experimenter, other = make(**STUDY), make(**STUDY)
     await experimenter.fill_table_from_config()
     waiting = asyncio.create_task(other.attach(reports_too, 1, wait=60))
     session_began = asyncio.get_running_loop().time()
     await eventually(lambda: bool(other._attachments))
-    async with running(experimenter):
+    async with running(experimenter, shared):
         assert await waiting == "worker of 1 in 1"
     assert asyncio.get_running_loop().time() - session_began < 20
     await all_landed(target)
@@ -633,7 +627,7 @@ async def test_what_is_logged_and_not_committed_when_the_main_function_ends_is_r
         await gate.passed()
         await results.process_logs({"steps": {"step": 2}})  # taken, and written a little later
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         late = asyncio.create_task(make(**SLOW).attach(worker, at.id))
         await attached(seen)
         assert (await at.ended()).done == 1
@@ -695,7 +689,7 @@ async def test_a_silent_async_worker_is_cancelled_when_its_experiment_is_lost(
             seen.append("cancelled")
             raise
 
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         silently = asyncio.create_task(other.attach(silent, at.id))
         await attached(seen)
         await take(at, other, target)
@@ -709,7 +703,7 @@ async def test_a_plain_worker_should_stop_when_its_experiment_is_lost_and_attach
     make: Make, target: Target, shared: Shared, take: Take, words: str
 ) -> None:
     seen, other = shared.seen(), make(**STUDY)
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         listens = asyncio.create_task(other.attach(listening("def", seen), at.id))
         await attached(seen)
         await take(at, other, target)
@@ -737,7 +731,7 @@ async def test_a_plain_worker_hears_of_the_loss_from_its_next_call_and_again_at_
             seen.append("refused")
         return "as if nothing had happened"
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(worker, at.id))
         await attached(seen)
         await at.ended()
@@ -757,7 +751,7 @@ async def test_an_exception_of_its_own_goes_before_the_loss(make: Make, shared: 
         await gate.passed()
         raise Custom("of its own")
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(worker, at.id))
         await attached(seen)
         await at.ended()
@@ -779,7 +773,7 @@ async def test_an_async_worker_that_swallows_its_cancellation_is_left_alone_afte
         seen.append("ended")
 
     execution = STUDY["execution"] | {"grace": 0.1}
-    async with running(make(**(STUDY | {"execution": execution}))) as at:
+    async with running(make(**(STUDY | {"execution": execution})), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(stubborn, at.id))
         await attached(seen)
         await at.ended()
@@ -793,41 +787,54 @@ async def test_an_async_worker_that_swallows_its_cancellation_is_left_alone_afte
 # ----------------------------------------------------------------------------------------- stopping, cancelling
 
 
-@pytest.mark.parametrize("ask", ["cancel", "release", "stop the worker", "stop the attached one", "migrate"])
+@pytest.mark.in_process_only(
+    "a child that is to be cancelled is killed at once: its workers have no time to hear of it"
+)
+@pytest.mark.parametrize("ask", ["cancel", "release"])
 @both_kinds
-async def test_should_stop_is_heard_of_in_an_attached_worker(
+async def test_a_request_for_the_experiment_is_heard_of_in_an_attached_worker(
     make: Make, target: Target, shared: Shared, kind: str, ask: str
 ) -> None:
-    seen, other = shared.seen(), make(**STUDY)
-    gate = shared.gate()
-
     async def main(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        ids.put_nowait(results.experiment_id)
+        began.open()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         await gate.passed()  # it takes its time, so that its worker can end before
 
-    ids: asyncio.Queue[ExperimentId] = asyncio.Queue()
-    experimenter = make(**STUDY)
+    seen, began, gate = shared.seen(), shared.gate(), shared.gate()
+    experimenter, other = make(**STUDY), make(**STUDY)
     await experimenter.fill_table_from_config()
     call = asyncio.create_task(experimenter.execute(main, experiment_ids=[1]))
-    listens = asyncio.create_task(other.attach(listening(kind, seen, log=True), await ids.get()))
+    await began.passed()
+    listens = asyncio.create_task(other.attach(listening(kind, seen, log=True), 1))
     await attached(seen)
-    by_role = {info.role: info.id for info in await other.workers()}
-    match ask:
-        case "cancel" | "release":
-            assert await getattr(other, ask)([1]) == [1]
-        case "stop the worker":
-            assert await other.stop([by_role["worker"]]) == [by_role["worker"]]
-        case "stop the attached one":
-            assert await other.stop([by_role["attached"]]) == [by_role["attached"]]
-        case "migrate":
-            wider = numbers(3) | {"more": {"type": "INT", "values": [1], "default": 1}}
-            await make(keyfields=wider).migrate()
+    assert await getattr(other, ask)([1]) == [1]
     assert await asyncio.wait_for(listens, 10) == "stopped"
     gate.open()
-    call.cancel()
-    await asyncio.wait([call])
+    assert (await call).stopped_by is None
+    assert await lines(target) == [(1, 1, 0, None)]
+
+
+@pytest.mark.parametrize("ask", ["stop the worker", "stop the attached one", "migrate"])
+@both_kinds
+async def test_that_it_should_stop_is_heard_of_in_an_attached_worker(
+    make: Make, target: Target, shared: Shared, kind: str, ask: str
+) -> None:
+    seen, other = shared.seen(), make(**STUDY)
+    async with running(make(**STUDY), shared) as at:
+        listens = asyncio.create_task(other.attach(listening(kind, seen, log=True), at.id))
+        await attached(seen)
+        ids = {info.role: info.id for info in await other.workers()}
+        match ask:
+            case "stop the worker":
+                assert await other.stop([ids["worker"]]) == [ids["worker"]]
+            case "stop the attached one":
+                assert await other.stop([ids["attached"]]) == [ids["attached"]]
+            case "migrate":
+                wider = numbers(3) | {"more": {"type": "INT", "values": [1], "default": 1}}
+                await make(keyfields=wider).migrate()
+        assert await asyncio.wait_for(listens, 10) == "stopped"
+        assert (await at.ended()).done == 1
     assert await lines(target) == [(1, 1, 0, None)]
 
 
@@ -844,7 +851,7 @@ async def test_cancelling_attach_cancels_an_async_worker_and_keeps_what_it_sent(
         finally:
             seen.append("ended")
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(worker, at.id))
         await attached(seen)
         works.cancel()
@@ -871,7 +878,7 @@ async def test_cancelling_attach_stops_waiting_for_a_plain_worker(
         except ExperimentLostError:
             seen.append("refused")
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(worker, at.id))
         await attached(seen)
         works.cancel()
@@ -885,8 +892,10 @@ async def test_cancelling_attach_stops_waiting_for_a_plain_worker(
 
 
 @both_kinds
-async def test_cancelling_at_any_moment_leaves_nothing_behind(make: Make, target: Target, kind: str) -> None:
-    async with running(make(**SLOW)) as at:
+async def test_cancelling_at_any_moment_leaves_nothing_behind(
+    make: Make, target: Target, kind: str, shared: Shared
+) -> None:
+    async with running(make(**SLOW), shared) as at:
         took = time.monotonic()
         await at.experimenter.attach(REPORTS[kind], at.id)
         took = time.monotonic() - took
@@ -917,7 +926,7 @@ async def test_closing_the_experimenter_ends_what_is_attached(
         seen.append("attached")
         await asyncio.Event().wait()
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         function: Callable[..., Any] = plain if kind == "def" else coroutine
         works = asyncio.create_task(other.attach(function, at.id))
         await attached(seen)
@@ -957,7 +966,7 @@ async def test_an_event_loop_that_ends_around_it_leaves_nothing_behind(
         await attached(seen)
         return works
 
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         works = await asyncio.to_thread(lambda: asyncio.run(forgets(at.id)))
         assert works.cancelled()
         assert await attached_rows(target) == [(1, True)]
@@ -965,13 +974,13 @@ async def test_an_event_loop_that_ends_around_it_leaves_nothing_behind(
         assert await other.attach(REPORTS[kind], at.id) == "worker of 1 in 1"
 
 
-async def test_an_attached_worker_may_close_its_experimenter(make: Make, target: Target) -> None:
+async def test_an_attached_worker_may_close_its_experimenter(make: Make, target: Target, shared: Shared) -> None:
     async def worker(results: ResultProcessor) -> None:
         await results.process_logs({"steps": {"step": 1}})
         await other.aclose()
 
     other = make(**SLOW)
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         with pytest.raises(DatabaseConnectionError, match="closed while a worker was attached"):
             await asyncio.wait_for(other.attach(worker, at.id), 10)
     assert await lines(target) == [(1, 1, 1, None)]
@@ -982,7 +991,7 @@ async def test_an_attached_worker_may_close_its_experimenter(make: Make, target:
 
 async def test_it_is_among_the_workers_while_it_lasts(make: Make, target: Target, shared: Shared) -> None:
     seen, gate = shared.seen(), shared.gate()
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(hanging("async", seen, gate), at.id))
         await attached(seen)
         infos = {info.role: info for info in await at.experimenter.workers()}
@@ -1004,7 +1013,7 @@ async def test_it_is_among_the_workers_while_it_lasts(make: Make, target: Target
 
 async def test_a_row_of_its_own_that_somebody_deleted_comes_again(make: Make, target: Target, shared: Shared) -> None:
     seen, gate = shared.seen(), shared.gate()
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         works = asyncio.create_task(at.experimenter.attach(hanging("async", seen, gate), at.id))
         await attached(seen)
         await change(target, 'DELETE FROM "experiments_workers" WHERE "role" = \'attached\'')
@@ -1023,8 +1032,9 @@ async def test_several_in_one_process_are_independent(make: Make, target: Target
     async def fails(_: ResultProcessor) -> None:
         raise Custom("alone")
 
-    async with running(make(**STUDY), experiment_ids=[1, 2], n_jobs=2) as at:
-        first, second = at.id, await at.main.ids.get()
+    async with running(make(**STUDY), shared, experiment_ids=[1, 2], n_jobs=2) as at:
+        await eventually(lambda: len(at.main.ids) == 2)
+        first, second = sorted(ExperimentId(*each) for each in at.main.ids)
         both = [asyncio.create_task(at.experimenter.attach(hanging("async", seen, gate), each)) for each in (1, 2)]
         await attached(seen, 2)
         with pytest.raises(Custom):
@@ -1047,7 +1057,7 @@ async def test_each_has_one_connection_and_shares_that_of_an_idle_experimenter(
         return len(server.sessions(target.database))
 
     seen, gate = shared.seen(), shared.gate()
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         await eventually(lambda: sessions() == 2)  # the worker's and its sign of life
         fresh, opened = make(**STUDY), make(**STUDY)
         await opened.counts()
@@ -1082,7 +1092,7 @@ async def test_it_waits_for_a_connection_when_the_server_has_none_left(
 ) -> None:
     seen, gate = shared.seen(), shared.gate()
     held: list[asyncpg.Connection[asyncpg.Record]] = []
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         try:
             with pytest.raises(asyncpg.TooManyConnectionsError):
                 await take_all(server, target.database, held)
@@ -1108,7 +1118,7 @@ async def test_what_it_sends_is_held_while_the_database_is_away(
     make: Make, target: Target, server: Server, shared: Shared, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     seen, gate = shared.seen(), shared.gate()
-    async with running(make(**STUDY)) as at:
+    async with running(make(**STUDY), shared) as at:
         works = asyncio.create_task(make(**STUDY).attach(hanging(kind, seen, gate), at.id))
         await attached(seen)
         server.stop()
@@ -1129,7 +1139,7 @@ async def test_cancelling_it_while_the_database_is_away_ends_in_time(
 ) -> None:
     monkeypatch.setattr("asyncexp.attach.CLOSE_LIMIT_SECONDS", 0.3)
     seen, gate = shared.seen(), shared.gate()
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         works = asyncio.create_task(make(**SLOW).attach(hanging("async", seen, gate), at.id))
         await attached(seen)
         server.stop()
@@ -1151,10 +1161,10 @@ async def sends(results: ResultProcessor) -> str:
 
 @servers_only
 async def test_a_flush_whose_commit_was_not_answered_is_looked_up_and_not_repeated(
-    make: Make, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Shared
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
-    async with Proxy(target) as proxy, running(make(**SLOW)) as at:
+    async with Proxy(target) as proxy, running(make(**SLOW), shared) as at:
         (tmp_path / "other").mkdir()
         async with new_experimenter(tmp_path / "other", proxy.target, **SLOW) as other:
 
@@ -1171,11 +1181,11 @@ async def test_a_flush_whose_commit_was_not_answered_is_looked_up_and_not_repeat
 
 @servers_only
 async def test_a_flush_that_landed_is_not_called_lost_because_the_main_function_ended_meanwhile(
-    make: Make, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Shared
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
     seen: list[str] = []
-    async with Proxy(target) as proxy, running(make(**SLOW)) as at:
+    async with Proxy(target) as proxy, running(make(**SLOW), shared) as at:
         (tmp_path / "other").mkdir()
         async with new_experimenter(tmp_path / "other", proxy.target, **SLOW) as other:
 
@@ -1200,7 +1210,7 @@ async def test_a_refusal_that_was_not_heard_is_not_taken_for_a_flush_that_landed
 ) -> None:
     monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.0)
     seen, gate = shared.seen(), shared.gate()
-    async with Proxy(target) as proxy, running(make(**SLOW)) as at:
+    async with Proxy(target) as proxy, running(make(**SLOW), shared) as at:
         (tmp_path / "other").mkdir()
         async with new_experimenter(tmp_path / "other", proxy.target, **SLOW) as other:
 
@@ -1224,8 +1234,10 @@ async def test_a_refusal_that_was_not_heard_is_not_taken_for_a_flush_that_landed
 
 
 @servers_only
-async def test_cut_connections_lose_nothing_and_double_nothing(make: Make, target: Target, tmp_path: Path) -> None:
-    async with Proxy(target) as proxy, running(make(**STUDY)) as at:
+async def test_cut_connections_lose_nothing_and_double_nothing(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    async with Proxy(target) as proxy, running(make(**STUDY), shared) as at:
         (tmp_path / "other").mkdir()
         async with new_experimenter(tmp_path / "other", proxy.target, **STUDY) as other:
 
@@ -1245,10 +1257,10 @@ async def test_cut_connections_lose_nothing_and_double_nothing(make: Make, targe
 
 
 async def test_64_attached_processes_log_at_once_and_nothing_is_lost(
-    make: Make, target: Target, tmp_path: Path, request: pytest.FixtureRequest
+    make: Make, target: Target, tmp_path: Path, request: pytest.FixtureRequest, shared: Shared
 ) -> None:
     count, calls = 64, 40
-    async with running(make(**SLOW)) as at:
+    async with running(make(**SLOW), shared) as at:
         given = [pickle.dumps(at.id).hex(), str(count), str(calls)]
         async with child("attach_many", tmp_path, target, *given, **SLOW) as workers:
             assert await workers.told() == "attached"
