@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,12 +13,26 @@ from asyncexp.db import connect
 from asyncexp.db.base import Target
 from asyncexp.errors import TableHasWrongStructureError
 from tests.contract.conftest import Make
+from tests.contract.functions import nothing
+from tests.contract.shared import Seen, Shared
+from tests.contract.support import eventually
 from tests.studies import KEYFIELDS
 
 WIDER = {**KEYFIELDS, "optimizer": {"type": "VARCHAR(20)", "values": ["adam"], "default": "adam"}}
 
 
-async def nothing(*_: Any) -> None: ...
+Function = Callable[[dict[str, Any], ResultProcessor, Any], Awaitable[None]]
+
+
+def _until_told(begun: Seen) -> Function:
+    """Notes its ID when it begins, and ends when it is told to stop."""
+
+    async def run(_: dict[str, Any], results: ResultProcessor, __: Any) -> None:
+        begun.append(int(results.experiment_id))
+        while not results.should_stop:  # noqa: ASYNC110  (what users write)
+            await asyncio.sleep(0.01)
+
+    return run
 
 
 async def test_whoever_does_not_know_a_new_keyfield_adds_takes_and_resets_nothing(make: Make) -> None:
@@ -40,19 +55,13 @@ async def test_whoever_does_not_know_a_new_keyfield_adds_takes_and_resets_nothin
     assert list((await new.get_table())["optimizer"]) == ["adam"] * 10
 
 
-async def test_a_new_keyfield_stops_the_workers_that_do_not_know_it(make: Make) -> None:
+async def test_a_new_keyfield_stops_the_workers_that_do_not_know_it(make: Make, shared: Shared) -> None:
     old = make(execution={"heartbeat_interval": 0.2, "lease": 2})
     new = make(name="wider.yml", keyfields=WIDER)
     await old.fill_table_from_config()
-    begun = asyncio.Event()
-
-    async def until_told(keyfields: dict[str, Any], results: ResultProcessor, custom: Any) -> None:
-        begun.set()
-        while not results.should_stop:  # noqa: ASYNC110  (what users write)
-            await asyncio.sleep(0.01)
-
-    running = asyncio.create_task(old.execute(until_told, n_jobs=2))
-    await begun.wait()
+    begun = shared.seen()
+    running = asyncio.create_task(old.execute(_until_told(begun), n_jobs=2))
+    await eventually(lambda: len(begun) == 2)
     await new.migrate()
     summary = await asyncio.wait_for(running, 20)
     assert (summary.done, summary.stopped_by) == (2, "stop")
@@ -82,20 +91,13 @@ async def test_a_stop_asked_for_while_nothing_runs_is_not_for_what_comes_later(m
     assert (summary.done, summary.stopped_by) == (9, None)
 
 
-async def test_each_of_several_stops_is_heard(make: Make) -> None:
+async def test_each_of_several_stops_is_heard(make: Make, shared: Shared) -> None:
     experimenter, other = make(execution={"heartbeat_interval": 0.05, "lease": 1}), make()
     await experimenter.fill_table_from_config()
-    begun = asyncio.Event()
-
-    async def until_told(keyfields: dict[str, Any], results: ResultProcessor, custom: Any) -> None:
-        begun.set()
-        while not results.should_stop:  # noqa: ASYNC110  (what users write)
-            await asyncio.sleep(0.01)
-
-    for _ in range(2):
-        begun.clear()
-        running = asyncio.create_task(experimenter.execute(until_told, n_jobs=1))
-        await begun.wait()
+    begun = shared.seen()
+    for turn in range(2):
+        running = asyncio.create_task(experimenter.execute(_until_told(begun), n_jobs=1))
+        await eventually(lambda: len(begun) > turn)  # noqa: B023
         [worker] = await other.workers()
         assert await other.stop([worker.id]) == [worker.id]
         assert (await asyncio.wait_for(running, 20)).stopped_by == "stop"
@@ -110,20 +112,20 @@ async def test_what_others_took_is_not_left(make: Make) -> None:
     assert (await one.execute(nothing)).left == 0
 
 
-async def test_a_dropped_table_ends_the_run_that_uses_it(make: Make) -> None:
+async def test_a_dropped_table_ends_the_run_that_uses_it(make: Make, shared: Shared) -> None:
     one, other = make(), make()
     await one.fill_table_from_config()
-    begun, dropped = asyncio.Event(), asyncio.Event()
+    begun, dropped = shared.gate(), shared.gate()
 
-    async def writes(keyfields: dict[str, Any], results: ResultProcessor, custom: Any) -> None:
-        begun.set()
-        await dropped.wait()
+    async def writes(_: dict[str, Any], results: ResultProcessor, __: Any) -> None:
+        begun.open()
+        await dropped.passed()
         await results.process_results({"result": 1.0})
 
     running = asyncio.create_task(one.execute(writes))
-    await begun.wait()
+    await begun.passed()
     await other.delete_table()
-    dropped.set()
+    dropped.open()
     with pytest.raises(Exception, match="experiments"):
         await asyncio.wait_for(running, 20)
     await one.aclose()
