@@ -20,23 +20,25 @@ from asyncexp.errors import DatabaseQueryError, TableHasWrongStructureError
 from tests import legacy
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.modes import CLASSES, Mode
+from tests.contract.shared import Shared
 from tests.studies import KEYFIELDS, LOGTABLES, RESULTFIELDS, write_credentials
 
 Keys = dict[str, Any]
 ROWS = [{"number": number, "kind": "a"} for number in range(4)]
 
 
-async def _run(keyfields: Keys, results: ResultProcessor, _: Any) -> ExperimentStatus | None:
-    await results.process_logs({"steps": {"step": keyfields["number"]}})
-    await results.process_results({"result": keyfields["number"]})
-    return ExperimentStatus.PAUSED if keyfields["number"] == 1 else None
-
-
 async def _under_way(make: Make) -> Experimenter:
     """Four rows: done, paused, done, created."""
+
+    async def run(keyfields: Keys, results: ResultProcessor, _: Any) -> ExperimentStatus | None:
+        await results.process_logs({"steps": {"step": keyfields["number"]}})
+        await results.process_results({"result": keyfields["number"]})
+        return ExperimentStatus.PAUSED if keyfields["number"] == 1 else None
+
     experimenter = make()
     await experimenter.fill_table_with_rows(ROWS)
-    await experimenter.execute(_run, max_experiments=3)
+    await experimenter.execute(run, max_experiments=3)
     return experimenter
 
 
@@ -79,7 +81,7 @@ async def test_a_new_log_column_and_a_new_log_table(make: Make) -> None:
     ("type_", "default"), [("VARCHAR(9)", "old"), ("DOUBLE", 0.1), ("JSON", {"a": [1]}), ("INT", None)]
 )
 async def test_a_new_keyfield_takes_its_default_and_a_refill_adds_nothing_twice(
-    make: Make, type_: str, default: Any
+    make: Make, shared: Shared, type_: str, default: Any
 ) -> None:
     before = await (await _under_way(make)).get_table()
     grown = make(keyfields=KEYFIELDS | {"added": {"type": type_, "default": default}})
@@ -89,7 +91,7 @@ async def test_a_new_keyfield_takes_its_default_and_a_refill_adds_nothing_twice(
     assert after[before.columns].equals(before)
     again = await grown.fill_table_with_rows([row | {"added": default} for row in ROWS])
     assert (again.added, again.existed) == (0, 4)
-    given: list[Any] = []
+    given = shared.seen()
 
     async def run(keyfields: Keys, _: ResultProcessor, __: Any) -> None:
         given.append(keyfields["added"])
@@ -170,8 +172,11 @@ def in_kolkata(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def old(in_kolkata: None, target: Target, tmp_path: Path) -> Experimenter:
-    """An experimenter on a table that PyExperimenter 1.4.2 made, and with its very configuration."""
+def old(in_kolkata: None, target: Target, tmp_path: Path, request: pytest.FixtureRequest) -> Experimenter:
+    """An experimenter on a table that PyExperimenter 1.4.2 made, and with its very configuration.
+
+    Of the class that the mode of the test asks for, if it has one.
+    """
     name = target.database.removesuffix(".db")
     database = {"provider": target.provider, "database": name, "table": STUDY}
     database["logtables"] = {"steps": {"step": "INT", "loss": "DOUBLE"}}
@@ -194,7 +199,8 @@ def old(in_kolkata: None, target: Target, tmp_path: Path) -> Experimenter:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return Experimenter(configuration, credentials, logger_name="asyncexp-tests", log_file=None)
+    kind = CLASSES[request.getfixturevalue("mode")] if "mode" in request.fixturenames else Experimenter
+    return kind(configuration, credentials, logger_name="asyncexp-tests", log_file=None)
 
 
 async def _dates(target: Target) -> list[dict[str, datetime | None]]:
@@ -259,7 +265,7 @@ async def test_a_refill_of_the_predecessor_s_grid_adds_nothing(old: Experimenter
 
 
 @only_its_databases
-async def test_a_study_of_the_predecessor_goes_on(old: Experimenter) -> None:
+async def test_a_study_of_the_predecessor_goes_on(old: Experimenter, mode: Mode) -> None:
     async def run(keyfields: Keys, results: ResultProcessor, custom: Keys) -> None:
         assert custom == {"path": "data"}
         await results.process_logs({"steps": {"step": 2, "loss": keyfields["rate"]}})
