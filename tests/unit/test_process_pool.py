@@ -7,59 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asyncexp import Experimenter, ResultProcessor, SyncResultProcessor
+from asyncexp import ResultProcessor, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import InvalidConfigError
 from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
-from tests.contract.support import Keys, eventually, numbers
-from tests.studies import experimenter as new_experimenter
-
-Study = Callable[..., Awaitable[Experimenter]]
-
-
-@pytest.fixture
-async def study(sqlite_target: Target, tmp_path: Path) -> AsyncIterator[Study]:
-    """Makes experimenters with so many rows; each is closed after the test."""
-    made: list[Experimenter] = []
-
-    async def filled(count: int = 1, **settings: Any) -> Experimenter:
-        made.append(new_experimenter(tmp_path, sqlite_target, keyfields=numbers(count), **settings))
-        await made[-1].fill_table_from_config()
-        return made[-1]
-
-    yield filled
-    for each in made:
-        await each.aclose()
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Shared:
-    return Shared(tmp_path)
-
-
-async def told(target: Target) -> list[Any]:
-    """What the experiments wrote into `text`, as JSON, in the order of their rows; fails if one failed."""
-    rows = await sql(target, 'SELECT "text", "error" FROM "experiments" ORDER BY "ID"')
-    assert [error for _, error in rows if error is not None] == []
-    return [None if text is None else json.loads(text) for text, _ in rows]
-
-
-async def errors(target: Target) -> list[str | None]:
-    return [text for (text,) in await sql(target, 'SELECT "error" FROM "experiments" ORDER BY "ID"')]
-
+from tests.contract.support import Keys, eventually
+from tests.unit.children import Study, errors, some_done, told
 
 # ----------------------------------------------------------------------------------- what may be sent there
 
@@ -99,8 +65,8 @@ async def test_any_kind_of_function_runs_in_a_child(study: Study, sqlite_target:
     functions: list[Callable[..., Any]] = [
         closure,
         lambda keys, results, _: closure(keys, results, {}),
-        functools.partial(scaled, 2),
-        functools.partial(scaled_later, factor=2),
+        partial(scaled, 2),
+        partial(scaled_later, factor=2),
         scaled_later,
         Scaled(2),
         Scaled(2).later,
@@ -119,7 +85,7 @@ async def test_the_default_pool_is_a_child_for_def_and_a_task_for_async_def(
     study: Study, sqlite_target: Target
 ) -> None:
     experimenter = await study(2)
-    await experimenter.execute(functools.partial(scaled, 2), max_experiments=1)
+    await experimenter.execute(partial(scaled, 2), max_experiments=1)
     await experimenter.execute(scaled_later, max_experiments=1)
     first, second = await told(sqlite_target)
     assert first != os.getpid()
@@ -144,7 +110,6 @@ async def test_a_traceback_names_the_file_and_shows_its_line(study: Study, sqlit
 
     assert (await (await study(1)).execute(run)).error == 1
     [text] = await errors(sqlite_target)
-    assert text is not None
     assert f'File "{__file__}", line ' in text
     assert 'raise ValueError("here")  # this very line' in text
     assert "asyncexp/pools" not in text
@@ -204,7 +169,7 @@ async def test_a_child_that_is_replaced_and_does_not_end_is_killed(
 
     experimenter = await study(12)
     running = asyncio.create_task(experimenter.execute(run, n_jobs=1, max_tasks_per_child=1))
-    await eventually(lambda: _some(sqlite_target, 10))
+    await eventually(partial(some_done, sqlite_target, 10))
     pids = [pid for pid in await told(sqlite_target) if pid is not None]
     assert living() <= 6
     assert (await running).done == 12
