@@ -191,7 +191,7 @@ class Run:
         """How it stands now."""
         return Summary(
             **self._counts,
-            running=len(self._live),
+            running=min(len(self._live), self.options.n_jobs),
             left=self._left,
             seconds=time.monotonic() - self._began,
             stopped_by=self.stopped_by,

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,14 @@ class Gate:
         while not self.is_open:
             assert time.monotonic() < end, f"nobody opened {self.path.name}"
             time.sleep(LOOK_SECONDS)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Returns when it holds, in `async def` functions of any process."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < end, "it never held"
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 class Shared:

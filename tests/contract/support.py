@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -79,6 +80,10 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: f
 # ----------------------------------------------------------------------------------------- processes
 
 
+LABEL = re.compile(rb"^\[[0-9]+\] (?=\[)")
+"""What stands before a line that an experiment prints in a child process."""
+
+
 class Child:
     """A worker process; it speaks JSON lines."""
 
@@ -90,7 +95,7 @@ class Child:
         assert self.process.stdout is not None
         line = await asyncio.wait_for(self.process.stdout.readline(), 60)
         assert line, "the worker process ended without a word; see its stderr"
-        return json.loads(line)
+        return json.loads(LABEL.sub(b"", line))
 
     async def tell(self, word: str = "go") -> None:
         assert self.process.stdin is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import time
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -12,24 +13,31 @@ from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, SyncResult
 from asyncexp.db.base import Target
 from asyncexp.errors import InvalidConfigError, ParameterCombinationError
 from tests.contract.conftest import Make
+from tests.contract.shared import Seen, Shared, until
 from tests.contract.sql import execute as change
 from tests.contract.support import Keys, audit, numbers, statuses
 
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
 
 
+@dataclass(frozen=True)
 class Ran:
     """An experiment function that notes which rows it was called for."""
 
-    def __init__(self, status: ExperimentStatus | None = None) -> None:
-        self.ids: list[int] = []
-        self.keys: list[Keys] = []
-        self._status = status
+    seen: Seen
+    status: ExperimentStatus | None = None
 
     async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus | None:
-        self.ids.append(int(results.experiment_id))
-        self.keys.append(keys)
-        return self._status
+        self.seen.append([int(results.experiment_id), keys])
+        return self.status
+
+    @property
+    def ids(self) -> list[int]:
+        return [number for number, _ in self.seen]
+
+    @property
+    def keys(self) -> list[Keys]:
+        return [keys for _, keys in self.seen]
 
 
 async def filled(make: Make, count: int, **study: Any) -> Experimenter:
@@ -41,17 +49,19 @@ async def filled(make: Make, count: int, **study: Any) -> Experimenter:
 # ----------------------------------------------------------------------------------- how many, in which order
 
 
-async def test_one_at_a_time_rows_run_in_the_order_of_their_ids(make: Make) -> None:
-    ran = Ran()
+async def test_one_at_a_time_rows_run_in_the_order_of_their_ids(make: Make, shared: Shared) -> None:
+    ran = Ran(shared.seen())
     await (await filled(make, 30)).execute(ran, n_jobs=1)
     assert ran.ids == list(range(1, 31))
     assert ran.keys == [{"number": number} for number in range(30)]
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, 0), (1, 1), (7, 7), (20, 20), (500, 20), (-1, 20)])
-async def test_max_experiments_counts_what_a_call_starts(make: Make, target: Target, most: int, expected: int) -> None:
+async def test_max_experiments_counts_what_a_call_starts(
+    make: Make, target: Target, most: int, expected: int, shared: Shared
+) -> None:
     experimenter = await filled(make, 20)
-    ran = Ran()
+    ran = Ran(shared.seen())
     summary = await experimenter.execute(ran, max_experiments=most)
     assert summary.done == len(ran.ids) == expected
     assert (await audit(target)).get("created", 0) == 20 - expected
@@ -67,9 +77,9 @@ async def test_max_experiments_counts_tries_again(make: Make, target: Target) ->
     assert await audit(target) == {"created": 5}
 
 
-async def test_random_order_covers_all_rows_and_is_not_that_of_the_ids(make: Make) -> None:
+async def test_random_order_covers_all_rows_and_is_not_that_of_the_ids(make: Make, shared: Shared) -> None:
     experimenter = await filled(make, 100)
-    first, second = Ran(), Ran()
+    first, second = Ran(shared.seen()), Ran(shared.seen())
     await experimenter.execute(first, random_order=True, n_jobs=1)
     assert sorted(first.ids) == list(range(1, 101))
     await experimenter.reset_experiments("all")
@@ -79,53 +89,51 @@ async def test_random_order_covers_all_rows_and_is_not_that_of_the_ids(make: Mak
     assert [i - 100 for i in second.ids] != first.ids
 
 
+def most_at_once(seen: Seen) -> int:
+    return max(accumulate(1 if word == "in" else -1 for word in seen))
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
-async def test_n_jobs_tasks_run_at_once_and_never_more(make: Make, jobs: int) -> None:
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_n_jobs_experiments_run_at_once_and_never_more(
+    make: Make, shared: Shared, jobs: int, asynchronous: bool
+) -> None:
     experimenter = await filled(make, 12)
-    together = asyncio.Barrier(jobs)
-    now = peak = 0
+    seen, together = shared.seen(), [shared.seen() for _ in range(12 // jobs)]
 
-    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        nonlocal now, peak
-        now += 1
-        peak = max(peak, now)
-        await together.wait()
-        now -= 1
-
-    assert (await experimenter.execute(run, n_jobs=jobs)).done == 12
-    assert peak == jobs
-
-
-async def test_n_jobs_threads_run_at_once_and_never_more(make: Make) -> None:
-    experimenter = await filled(make, 12, n_jobs=3)
-    together = threading.Barrier(3, timeout=30)
-    lock = threading.Lock()
-    now = peak = 0
+    def enter(keys: Keys) -> Seen:
+        seen.append("in")
+        group = next(group for group in together if len(group) < jobs)
+        group.append(keys["number"])
+        return group
 
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
-        nonlocal now, peak
-        with lock:
-            now += 1
-            peak = max(peak, now)
-        together.wait()
-        with lock:
-            now -= 1
+        group = enter(keys)
+        while len(group) < jobs:
+            time.sleep(0.005)
+        seen.append("out")
 
-    assert (await experimenter.execute(run)).done == 12
-    assert peak == 3
+    async def run_later(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        group = enter(keys)
+        await until(lambda: len(group) == jobs)
+        seen.append("out")
+
+    function: Any = run_later if asynchronous else run
+    assert (await experimenter.execute(function, n_jobs=jobs)).done == 12
+    assert most_at_once(seen) == jobs
 
 
 @pytest.mark.parametrize("jobs", [0, -2, True, 1.5])
-async def test_an_impossible_n_jobs_is_refused(make: Make, jobs: Any) -> None:
+async def test_an_impossible_n_jobs_is_refused(make: Make, jobs: Any, shared: Shared) -> None:
     experimenter = await filled(make, 1)
     with pytest.raises(InvalidConfigError, match="n_jobs"):
-        await experimenter.execute(Ran(), n_jobs=jobs)
+        await experimenter.execute(Ran(shared.seen()), n_jobs=jobs)
 
 
-async def test_nothing_to_run_is_no_error(make: Make) -> None:
+async def test_nothing_to_run_is_no_error(make: Make, shared: Shared) -> None:
     experimenter = await filled(make, 3)
-    await experimenter.execute(Ran())
-    ran = Ran()
+    await experimenter.execute(Ran(shared.seen()))
+    ran = Ran(shared.seen())
     summary = await experimenter.execute(ran)
     assert (summary.done, ran.ids) == (0, [])
 
@@ -158,31 +166,33 @@ async def with_pairs(make: Make) -> Experimenter:
     ],
 )
 async def test_where_takes_exactly_the_rows_with_those_values(
-    make: Make, where: dict[str, Any], ids: list[int]
+    make: Make, where: dict[str, Any], ids: list[int], shared: Shared
 ) -> None:
     experimenter = await with_pairs(make)
-    ran = Ran()
+    ran = Ran(shared.seen())
     await experimenter.execute(ran, where=where)
     assert sorted(ran.ids) == ids
 
 
-async def test_an_unknown_field_or_an_impossible_value_in_where_is_named(make: Make, target: Target) -> None:
+async def test_an_unknown_field_or_an_impossible_value_in_where_is_named(
+    make: Make, target: Target, shared: Shared
+) -> None:
     experimenter = await with_pairs(make)
     with pytest.raises(ParameterCombinationError, match=r"'knid'.*did you mean 'kind'"):
-        await experimenter.execute(Ran(), where={"knid": "a"})
+        await experimenter.execute(Ran(shared.seen()), where={"knid": "a"})
     with pytest.raises(ParameterCombinationError, match=r"'number'.*one"):
-        await experimenter.execute(Ran(), where={"number": "one"})
+        await experimenter.execute(Ran(shared.seen()), where={"number": "one"})
     with pytest.raises(ParameterCombinationError, match=r"'; DROP TABLE"):
-        await experimenter.execute(Ran(), where={"'; DROP TABLE experiments; --": 1})
+        await experimenter.execute(Ran(shared.seen()), where={"'; DROP TABLE experiments; --": 1})
     assert await statuses(target) == {"created": 6}
 
 
-async def test_where_on_an_indexed_keyfield(make: Make) -> None:
+async def test_where_on_an_indexed_keyfield(make: Make, shared: Shared) -> None:
     kinds = {"number": PAIRS["number"], "kind": PAIRS["kind"] | {"index": True}}
     experimenter = make(keyfields=kinds)
     rows = [{"number": number, "kind": kind} for number in range(20) for kind in "ab"]
     await experimenter.fill_table_with_rows(rows)
-    ran = Ran()
+    ran = Ran(shared.seen())
     await experimenter.execute(ran, where={"kind": "b"})
     assert {keys["kind"] for keys in ran.keys} == {"b"}
     assert len(ran.keys) == 20
@@ -192,42 +202,46 @@ async def test_where_on_an_indexed_keyfield(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "ids"), [([2, 5], [2, 5]), ((5, 2, 2), [2, 5]), ([3, 999], [3]), ([], [])])
-async def test_experiment_ids_takes_those_and_no_others(make: Make, wanted: Any, ids: list[int]) -> None:
+async def test_experiment_ids_takes_those_and_no_others(
+    make: Make, wanted: Any, ids: list[int], shared: Shared
+) -> None:
     experimenter = await filled(make, 6)
-    ran = Ran()
+    ran = Ran(shared.seen())
     await experimenter.execute(ran, experiment_ids=wanted)
     assert sorted(ran.ids) == ids
 
 
-async def test_ids_and_where_go_together_and_ended_rows_are_left_alone(make: Make) -> None:
+async def test_ids_and_where_go_together_and_ended_rows_are_left_alone(make: Make, shared: Shared) -> None:
     experimenter = await with_pairs(make)
-    await experimenter.execute(Ran(), experiment_ids=[1])
-    ran = Ran()
+    await experimenter.execute(Ran(shared.seen()), experiment_ids=[1])
+    ran = Ran(shared.seen())
     await experimenter.execute(ran, experiment_ids=iter([1, 2, 3]), where={"kind": "a"})
     assert ran.ids == [2]
 
 
-async def test_from_status_paused_continues_each_row_once_even_if_it_pauses_again(make: Make, target: Target) -> None:
+async def test_from_status_paused_continues_each_row_once_even_if_it_pauses_again(
+    make: Make, target: Target, shared: Shared
+) -> None:
     experimenter = await filled(make, 8)
-    await experimenter.execute(Ran(ExperimentStatus.PAUSED), max_experiments=5)
+    await experimenter.execute(Ran(shared.seen(), ExperimentStatus.PAUSED), max_experiments=5)
     assert await audit(target) == {"paused": 5, "created": 3}
-    again = Ran(ExperimentStatus.PAUSED)
+    again = Ran(shared.seen(), ExperimentStatus.PAUSED)
     summary = await experimenter.execute(again, from_status="paused", n_jobs=2)
     assert (summary.paused, sorted(again.ids)) == (5, [1, 2, 3, 4, 5])
-    last = Ran()
+    last = Ran(shared.seen())
     summary = await experimenter.execute(last, from_status="paused", where={"number": [1, 2, 7]})
     assert (summary.done, sorted(last.ids)) == (2, [2, 3])
     assert await audit(target) == {"paused": 3, "created": 3, "done": 2}
 
 
-async def test_rows_that_are_to_wait_are_passed_over(make: Make, target: Target) -> None:
+async def test_rows_that_are_to_wait_are_passed_over(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 4)
-    await experimenter.execute(Ran(ExperimentStatus.CREATED), experiment_ids=[2])
-    ran = Ran()
+    await experimenter.execute(Ran(shared.seen(), ExperimentStatus.CREATED), experiment_ids=[2])
+    ran = Ran(shared.seen())
     await experimenter.execute(ran)
     assert sorted(ran.ids) == [1, 3, 4]
     await change(target, 'UPDATE "experiments" SET "_not_before" = NULL')
-    late = Ran()
+    late = Ran(shared.seen())
     await experimenter.execute(late)
     assert late.ids == [2]
 
@@ -243,11 +257,11 @@ async def test_rows_that_are_to_wait_are_passed_over(make: Make, target: Target)
     ],
 )
 async def test_unknown_or_impossible_keywords_are_refused_before_a_row_is_taken(
-    make: Make, target: Target, keywords: dict[str, Any], words: str
+    make: Make, target: Target, keywords: dict[str, Any], words: str, shared: Shared
 ) -> None:
     experimenter = await filled(make, 2)
     with pytest.raises(InvalidConfigError, match=words):
-        await experimenter.execute(Ran(), **keywords)
+        await experimenter.execute(Ran(shared.seen()), **keywords)
     assert await statuses(target) == {"created": 2}
 
 

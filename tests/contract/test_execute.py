@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, S
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from tests.contract.conftest import Make
+from tests.contract.modes import Mode
+from tests.contract.shared import Seen, Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually, numbers
 from tests.studies import experimenter as new_experimenter
@@ -167,36 +171,35 @@ async def test_whatever_gives_a_coroutine_runs_as_a_task(make: Make, target: Tar
     assert await sql(target, 'SELECT "result" FROM "experiments" ORDER BY "ID"') == [(0.0,), (1.0,)]
 
 
-async def test_functions_get_keyfields_and_custom_fields_of_their_own(make: Make) -> None:
+async def test_functions_get_keyfields_and_custom_fields_of_their_own(make: Make, shared: Shared) -> None:
     experimenter = await filled(make, 5, custom={"Path": "/data", "list": [1]})
-    seen: list[tuple[Keys, Keys]] = []
+    seen = shared.seen()
 
     async def run(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
-        seen.append((dict(keys), {"Path": custom["Path"], "list": list(custom["list"])}))
+        seen.append([keys, custom])
         custom["list"].append(2)
         keys.clear()
 
     assert (await experimenter.execute(run, n_jobs=1)).done == 5
-    assert seen == [({"number": number}, {"Path": "/data", "list": [1]}) for number in range(5)]
+    assert seen == [[{"number": number}, {"Path": "/data", "list": [1]}] for number in range(5)]
 
 
 # ------------------------------------------------------------------------------------------------ tries again
 
 
+@dataclass(frozen=True)
 class Flaky:
     """Fails the first `failures` attempts at each row."""
 
-    def __init__(self, failures: int, error: Callable[[], BaseException] = lambda: OSError("shaky")) -> None:
-        self.attempts: list[int] = []
-        self.times: list[float] = []
-        self._failures = failures
-        self._error = error
+    failures: int
+    error: BaseException = field(default_factory=lambda: OSError("shaky"))
+    times: Seen | None = None
 
     async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        self.attempts.append(results.attempt)
-        self.times.append(time.monotonic())
-        if results.attempt <= self._failures:
-            raise self._error()
+        if self.times is not None:
+            self.times.append(time.monotonic())
+        if results.attempt <= self.failures:
+            raise self.error
 
 
 async def test_a_failure_is_tried_again_within_the_same_call(make: Make, target: Target) -> None:
@@ -225,10 +228,11 @@ async def test_tries_count_across_calls_and_retry_errors_starts_the_count_anew(m
     assert await sql(target, 'SELECT "_attempt" FROM "experiments"') == [(4,)]
 
 
-async def test_a_try_again_waits_its_delay_doubled_each_time(make: Make) -> None:
-    flaky = Flaky(2)
+async def test_a_try_again_waits_its_delay_doubled_each_time(make: Make, shared: Shared) -> None:
+    flaky = Flaky(2, times=shared.seen())
     await (await filled(make, 1)).execute(flaky, retries=2, retry_delay=0.2)
-    first, second = (later - earlier for earlier, later in zip(flaky.times, flaky.times[1:], strict=False))
+    assert flaky.times is not None
+    first, second = (later - earlier for earlier, later in pairwise(flaky.times))
     assert first >= 0.2
     assert second >= 0.4
 
@@ -237,7 +241,7 @@ async def test_a_try_again_waits_its_delay_doubled_each_time(make: Make) -> None
 async def test_retry_on_names_what_is_tried_again_subclasses_included(
     make: Make, retry_on: Any, tried_again: int
 ) -> None:
-    flaky = Flaky(1, lambda: ConnectionResetError("shaky"))
+    flaky = Flaky(1, ConnectionResetError("shaky"))
     summary = await (await filled(make, 1)).execute(flaky, retries=3, retry_on=retry_on)
     assert (summary.retried, summary.done, summary.error) == (tried_again, tried_again, 1 - tried_again)
 
@@ -268,26 +272,25 @@ async def test_twenty_first_failures_alike_stop_the_call(
     assert Path(__file__).name in line
 
 
-async def test_what_runs_when_the_errors_are_too_many_ends_in_peace(make: Make, target: Target) -> None:
-    release = asyncio.Event()
+async def test_what_runs_when_the_errors_are_too_many_ends_in_peace(make: Make, target: Target, shared: Shared) -> None:
+    release, stopped = shared.gate(), shared.gate()
 
     async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
         if keys["number"] == 0:
-            await release.wait()
+            await release.passed()
             assert not results.should_stop
         else:
             raise ValueError("typo")
 
     experimenter = await filled(make, 40)
-    stopped = asyncio.Event()
 
     def watch(summary: Summary) -> None:
         if summary.stopped_by:
-            stopped.set()
+            stopped.open()
 
     call = asyncio.create_task(experimenter.execute(run, n_jobs=2, grace=0.01, max_errors=3, progress=watch))
-    await asyncio.wait_for(stopped.wait(), 10)
-    release.set()
+    await stopped.passed()
+    release.open()
     summary = await call
     assert (summary.done, summary.error) == (1, 3)
     assert await audit(target) == {"done": 1, "error": 3, "created": 36}
@@ -326,8 +329,10 @@ async def test_max_errors_of_minus_one_never_stops(make: Make) -> None:
 # ------------------------------------------------------------------------------------------------ time limits
 
 
-async def test_a_task_beyond_its_timeout_is_cancelled_and_ends_as_error(make: Make, target: Target) -> None:
-    cancelled: list[int] = []
+async def test_an_experiment_beyond_its_timeout_is_cancelled_or_killed_and_ends_as_error(
+    make: Make, target: Target, shared: Shared, mode: Mode
+) -> None:
+    cancelled = shared.seen()
 
     async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
         if keys["number"] == 0:
@@ -338,7 +343,8 @@ async def test_a_task_beyond_its_timeout_is_cancelled_and_ends_as_error(make: Ma
             cancelled.append(keys["number"])
 
     summary = await (await filled(make, 3)).execute(run, timeout=0.2)
-    assert (summary.done, summary.error, sorted(cancelled)) == (1, 2, [1, 2])
+    assert (summary.done, summary.error) == (1, 2)
+    assert sorted(cancelled) == ([] if mode == "process" else [1, 2])  # a child is killed
     assert all("timeout of 0.2 s" in text for text in (await errors(target))[1:])
     await audit(target)
 
@@ -358,6 +364,7 @@ def warned(caplog: pytest.LogCaptureFixture, words: str) -> Iterator[None]:
     assert [record for record in caplog.records if words in record.getMessage()], caplog.text
 
 
+@pytest.mark.in_process_only("a thread cannot be ended")
 async def test_a_thread_beyond_its_timeout_loses_its_row_and_lives_on(
     make: Make, target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -383,6 +390,7 @@ async def test_a_thread_beyond_its_timeout_loses_its_row_and_lives_on(
     await audit(target)
 
 
+@pytest.mark.in_process_only("a child is killed")
 async def test_a_task_that_swallows_its_cancellation_is_left_alone_after_grace(
     make: Make, target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -436,6 +444,7 @@ async def test_stall_timeout_runs_from_the_last_call(make: Make, target: Target)
 # ------------------------------------------------------------------------------------------------ many at once
 
 
+@pytest.mark.in_process_only("2,000 tasks")
 async def test_two_thousand_experiments_at_once_in_one_worker(make: Make, target: Target) -> None:
     experimenter = await filled(make, 2_000)
     everyone = asyncio.Event()
@@ -456,9 +465,9 @@ async def test_two_thousand_experiments_at_once_in_one_worker(make: Make, target
     assert await audit(target) == {"done": 2_000}
 
 
-async def test_two_calls_at_once_share_the_rows_and_one_worker(make: Make, target: Target) -> None:
+async def test_two_calls_at_once_share_the_rows_and_one_worker(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 60)
-    ran: list[int] = []
+    ran = shared.seen()
 
     async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
         ran.append(keys["number"])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from asyncexp import Experimenter, ResultProcessor, Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from tests.contract.conftest import Make
+from tests.contract.modes import Mode
+from tests.contract.shared import Gate, Seen, Shared, until
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually, numbers
@@ -27,25 +30,27 @@ QUICK = {"heartbeat_interval": 0.2, "lease": 1}
 """How soon requests are noticed where the database has no NOTIFY."""
 
 
+@dataclass(frozen=True)
 class Held:
     """An experiment function that waits until it is cancelled, told to stop, or let go."""
 
-    def __init__(self, count: int) -> None:
-        self.all_began = asyncio.Event()
-        self.let_go = asyncio.Event()
-        self.cancelled: list[int] = []
-        self._left = count
+    began: Seen
+    let_go: Gate
+    cancelled: Seen
+    """What it saw of its cancellation; a child that is killed sees nothing."""
 
     async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
         await results.process_results({"result": 1})
-        self._left -= 1
-        if self._left == 0:
-            self.all_began.set()
+        self.began.append(int(results.experiment_id))
         try:
-            await self.let_go.wait()
+            await self.let_go.passed()
         except asyncio.CancelledError:
             self.cancelled.append(int(results.experiment_id))
             raise
+
+
+def new_held(shared: Shared) -> Held:
+    return Held(shared.seen(), shared.gate(), shared.seen())
 
 
 @asynccontextmanager
@@ -56,17 +61,32 @@ async def held(
     worker, other = (make(keyfields=numbers(10), execution=execution) for _ in range(2))
     await worker.fill_table_from_config()
     call = asyncio.create_task(worker.execute(held, n_jobs=jobs, max_experiments=jobs))
-    await held.all_began.wait()
+    await eventually(lambda: len(held.began) == jobs)
     yield call, other
-    held.let_go.set()
+    held.let_go.open()
     await asyncio.wait([call])
 
 
-async def test_cancel_ends_running_rows_as_error_and_says_who_asked(make: Make, target: Target) -> None:
-    async with held(make, run := Held(4)) as (call, other):
+async def ended(target: Target, run: Held, ids: list[int], mode: Mode) -> None:
+    """Returns when these attempts run no more, and have seen that they are cancelled."""
+    listed = ", ".join(map(str, ids))
+    text = f'SELECT COUNT(*) FROM "experiments" WHERE "ID" IN ({listed}) AND "status" = \'running\''
+
+    async def over() -> bool:
+        return await sql(target, text) == [(0,)]
+
+    await eventually(over, seconds=10)
+    if mode == "task":
+        await eventually(lambda: sorted(run.cancelled) == ids)
+
+
+async def test_cancel_ends_running_rows_as_error_and_says_who_asked(
+    make: Make, target: Target, shared: Shared, mode: Mode
+) -> None:
+    async with held(make, run := new_held(shared)) as (call, other):
         assert await other.cancel([2, 4]) == [2, 4]
-        await asyncio.wait_for(_until(run, [2, 4]), 10)
-        run.let_go.set()
+        await ended(target, run, [2, 4], mode)
+        run.let_go.open()
         summary = await call
     assert (summary.done, summary.error, summary.retried) == (2, 2, 0)
     errors = await sql(target, 'SELECT "ID", "error" FROM "experiments" WHERE "status" = \'error\' ORDER BY "ID"')
@@ -75,25 +95,21 @@ async def test_cancel_ends_running_rows_as_error_and_says_who_asked(make: Make, 
     assert await audit(target) == {"done": 2, "error": 2, "created": 6}
 
 
-async def _until(run: Held, ids: list[int]) -> None:
-    await eventually(lambda: sorted(run.cancelled) == ids)
-
-
-async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target) -> None:
-    async with held(make, run := Held(1), jobs=1, execution=QUICK | {"retries": 3}) as (call, other):
+async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target, shared: Shared, mode: Mode) -> None:
+    async with held(make, run := new_held(shared), jobs=1, execution=QUICK | {"retries": 3}) as (call, other):
         await other.cancel(1)
         summary = await asyncio.wait_for(call, 10)
     assert (summary.error, summary.retried) == (1, 0)
-    assert run.cancelled == [1]
+    assert run.cancelled == ([1] if mode == "task" else [])
 
 
 async def test_release_puts_running_rows_back_and_the_worker_does_not_take_them_at_once(
-    make: Make, target: Target
+    make: Make, target: Target, shared: Shared, mode: Mode
 ) -> None:
-    async with held(make, run := Held(4)) as (call, other):
+    async with held(make, run := new_held(shared)) as (call, other):
         assert await other.release([3]) == [3]
-        await asyncio.wait_for(_until(run, [3]), 10)
-        run.let_go.set()
+        await ended(target, run, [3], mode)
+        run.let_go.open()
         summary = await call
     assert (summary.done, summary.released) == (4, 1)  # a released attempt is not counted: one more was started
     row = 'SELECT "status", "result", "_worker" FROM "experiments" WHERE "ID" = 3 AND "_not_before" IS NOT NULL'
@@ -101,6 +117,7 @@ async def test_release_puts_running_rows_back_and_the_worker_does_not_take_them_
     assert await audit(target) == {"done": 4, "created": 6}
 
 
+@pytest.mark.in_process_only("threads; a child is killed")
 async def test_threads_are_told_and_may_end_by_themselves(make: Make, target: Target) -> None:
     worker, other = (make(keyfields=numbers(4), execution=QUICK) for _ in range(2))
     await worker.fill_table_from_config()
@@ -125,6 +142,7 @@ async def test_threads_are_told_and_may_end_by_themselves(make: Make, target: Ta
     await audit(target)
 
 
+@pytest.mark.in_process_only("a thread cannot be ended")
 async def test_a_thread_that_does_not_listen_loses_its_row_after_grace(make: Make, target: Target) -> None:
     execution = QUICK | {"grace": 0.2}
     worker, other = (make(keyfields=numbers(1), execution=execution) for _ in range(2))
@@ -147,8 +165,8 @@ async def test_a_thread_that_does_not_listen_loses_its_row_after_grace(make: Mak
     assert await sql(target, 'SELECT "status", "result" FROM "experiments"') == [("error", None)]
 
 
-async def test_rows_that_do_not_run_are_left_alone(make: Make, target: Target) -> None:
-    async with held(make, Held(2), jobs=2) as (_, other):
+async def test_rows_that_do_not_run_are_left_alone(make: Make, target: Target, shared: Shared) -> None:
+    async with held(make, new_held(shared), jobs=2) as (_, other):
         before = await sql(target, 'SELECT * FROM "experiments" WHERE "status" <> \'running\' ORDER BY "ID"')
         assert await other.cancel([5, 6, 999]) == []
         assert await other.release(7) == []
@@ -160,30 +178,35 @@ async def test_rows_that_do_not_run_are_left_alone(make: Make, target: Target) -
         assert after == before
 
 
-async def test_a_request_for_an_attempt_that_has_ended_does_not_meet_the_next_one(make: Make, target: Target) -> None:
-    async with held(make, run := Held(1), jobs=1, execution={"heartbeat_interval": 100, "lease": 400}) as (call, other):
+async def test_a_request_for_an_attempt_that_has_ended_does_not_meet_the_next_one(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    async with held(make, run := new_held(shared), jobs=1, execution={"heartbeat_interval": 100, "lease": 400}) as (
+        call,
+        other,
+    ):
         await change(
             target, 'UPDATE "experiments" SET "_request" = \'cancel\', "_requested_by" = \'me\' WHERE "ID" = 1'
         )
-        run.let_go.set()
+        run.let_go.open()
         assert (await call).done == 1
         await other.reset_experiments("done")
         assert await sql(target, 'SELECT DISTINCT "_request", "_requested_by" FROM "experiments"') == [(None, None)]
 
 
-async def test_another_experimenter_stops_a_worker_gracefully(make: Make, target: Target) -> None:
-    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        began.release()
-        await eventually(lambda: results.should_stop)
+async def test_another_experimenter_stops_a_worker_gracefully(make: Make, target: Target, shared: Shared) -> None:
+    began = shared.seen()
 
-    began = asyncio.Semaphore(0)
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        began.append(keys["number"])
+        await until(lambda: results.should_stop)
+
     execution = {"heartbeat_interval": 0.2, "lease": 1, "grace": 60}
     worker, other = (make(keyfields=numbers(10), execution=execution) for _ in range(2))
     await worker.fill_table_from_config()
     for expected in (3, 6):  # a worker may be stopped, set to work, and stopped again
         call = asyncio.create_task(worker.execute(run, n_jobs=3))
-        for _ in range(3):
-            await began.acquire()
+        await eventually(lambda: len(began) == expected)  # noqa: B023  (called within this turn)
         [info] = await other.workers()
         assert (info.state, info.running) == ("live", 3)
         assert await other.stop([info.id]) == [info.id]
@@ -197,15 +220,17 @@ async def test_another_experimenter_stops_a_worker_gracefully(make: Make, target
 
 @pytest.mark.parametrize("ask", ["cancel", "release", "stop"])
 @pytest.mark.parametrize("provider", ["postgresql"])
-async def test_by_notify_a_request_is_noticed_at_once(make: Make, target: Target, ask: str) -> None:
+async def test_by_notify_a_request_is_noticed_at_once(
+    make: Make, target: Target, ask: str, shared: Shared, mode: Mode
+) -> None:
     slow = {"heartbeat_interval": 100, "lease": 400, "grace": 0.1}
-    async with held(make, run := Held(2), jobs=2, execution=slow) as (call, other):
+    async with held(make, run := new_held(shared), jobs=2, execution=slow) as (call, other):
         [info] = await other.workers()
         began = time.monotonic()
         assert await getattr(other, ask)([info.id] if ask == "stop" else [1, 2])
-        await asyncio.wait_for(_until(run, [1, 2]), 10)
+        await ended(target, run, [1, 2], mode)
         took = time.monotonic() - began
-        run.let_go.set()
+        run.let_go.open()
         await call
     assert took < 5, f"{took:.1f} s; the next beat was 100 s away"
 
@@ -246,6 +271,7 @@ class Blocking:
         assert len(seen) == 4
 
 
+@pytest.mark.in_process_only("it blocks the worker's event loop")
 @pytest.mark.parametrize("provider", ["sqlite"])
 async def test_a_request_that_comes_before_the_worker_knows_of_its_row_is_kept(
     make: Make, target: Target, tmp_path: Path

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from asyncexp.store import workers
 from tests.contract.conftest import Make
+from tests.contract.modes import Mode
+from tests.contract.shared import Seen, Shared, until
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.studies import experimenter as new_experimenter
@@ -36,27 +39,32 @@ async def filled(make: Make, count: int, **study: Any) -> Experimenter:
     return experimenter
 
 
+@dataclass(frozen=True)
 class Tasks:
-    """An experiment function that says when `count` calls have begun, and waits for ever, or for `should_stop`."""
+    """An experiment function that says when it has begun, and waits for ever, or for `should_stop`."""
 
-    def __init__(self, count: int, end: Callable[[Keys], Any] | None = None) -> None:
-        self.all_began = asyncio.Event()
-        self.cancelled = 0
-        self._left = count
-        self._end = end
+    began: Seen
+    cancelled: Seen
+    """What it saw of its cancellation; a child that is killed sees nothing."""
+    end: Callable[[Keys], Any] | None = None
 
     async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> Any:
         await results.process_results({"text": "kept"})
         await results.process_logs({"steps": {"step": results.attempt}})
-        self._left -= 1
-        if self._left == 0:
-            self.all_began.set()
+        self.began.append(keys["number"])
         try:
-            await eventually(lambda: self._end is not None and results.should_stop, seconds=100)
+            await until(lambda: self.end is not None and results.should_stop)
         except asyncio.CancelledError:
-            self.cancelled += 1
+            self.cancelled.append(keys["number"])
             raise
-        return self._end and self._end(keys)
+        return self.end(keys) if self.end else None
+
+    async def all_began(self, count: int) -> None:
+        await eventually(lambda: len(self.began) == count)
+
+
+def tasks(shared: Shared, end: Callable[[Keys], Any] | None = None) -> Tasks:
+    return Tasks(shared.seen(), shared.seen(), end)
 
 
 async def short(keys: Keys, results: ResultProcessor, _: Keys) -> None:
@@ -115,34 +123,39 @@ async def by_wait_for(call: Awaitable[Summary], seconds: float) -> None:
 WAYS: tuple[Way, ...] = (by_task, by_task_twice, by_scope, by_wait_for)
 
 
-async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost(make: Make, target: Target) -> None:
+async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost(
+    make: Make, target: Target, mode: Mode
+) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    experimenter = await filled(make, 1_500)
-    for _ in range(300):
-        call = experimenter.execute(short, n_jobs=chance.choice((1, 5, 20)), random_order=chance.random() < 0.3)
-        await chance.choice(WAYS)(call, chance.uniform(0, 0.02))
+    count = 1_500 if mode == "task" else 300
+    experimenter = await filled(make, count)
+    for _ in range(300 if mode == "task" else 20):  # children take longer to begin
+        jobs = chance.choice((1, 5, 20) if mode == "task" else (1, 2, 3))
+        call = experimenter.execute(short, n_jobs=jobs, random_order=chance.random() < 0.3)
+        await chance.choice(WAYS)(call, chance.uniform(0, 0.02 if mode == "task" else 0.3))
         counts = await experimenter.counts()
         assert counts["running"] == 0, counts
-    await experimenter.execute(short, n_jobs=50)
-    await everything_ran(experimenter, target, 1_500)
+    await experimenter.execute(short, n_jobs=50 if mode == "task" else 4)
+    await everything_ran(experimenter, target, count)
 
 
-async def test_a_first_call_cancelled_at_any_moment_can_be_made_again(make: Make, target: Target) -> None:
-    await filled(make, 3_000)
+async def test_a_first_call_cancelled_at_any_moment_can_be_made_again(make: Make, target: Target, mode: Mode) -> None:
+    count, steps = (3_000, 48) if mode == "task" else (200, 12)
+    await filled(make, count)
     seconds = 0.0
-    for step in range(48):
-        experimenter = make(keyfields=numbers(3_000))
-        await WAYS[step % len(WAYS)](experimenter.execute(short, n_jobs=3), seconds * step / 40)
+    for step in range(steps):
+        experimenter = make(keyfields=numbers(count))
+        await WAYS[step % len(WAYS)](experimenter.execute(short, n_jobs=3), seconds * step * 1.2 / steps)
         assert "running" not in await statuses(target)
         began = time.monotonic()
         assert (await experimenter.execute(short, max_experiments=1)).done == 1
         await experimenter.aclose()
         seconds = seconds or time.monotonic() - began
-    last = make(keyfields=numbers(3_000))
-    await last.execute(short, n_jobs=50)
-    await everything_ran(last, target, 3_000)
+    last = make(keyfields=numbers(count))
+    await last.execute(short, n_jobs=50 if mode == "task" else 4)
+    await everything_ran(last, target, count)
 
 
 async def test_a_call_cancelled_while_its_worker_is_registered_can_be_made_again(
@@ -172,20 +185,23 @@ async def _cancel_after(event: asyncio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def test_cancelling_stops_at_once_whatever_the_grace(make: Make, target: Target) -> None:
+async def test_cancelling_stops_at_once_whatever_the_grace(
+    make: Make, target: Target, shared: Shared, mode: Mode
+) -> None:
     experimenter = await filled(make, 10)
-    run = Tasks(5)
+    run = tasks(shared)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=5, grace=600))
-    await run.all_began.wait()
+    await run.all_began(5)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(call, 10)
-    assert run.cancelled == 5
+    assert len(run.cancelled) == (5 if mode == "task" else 0)
     assert await audit(target) == {"created": 10}
     assert await sql(target, 'SELECT DISTINCT "text", "start_date", "_worker" FROM "experiments"') == [(None,) * 3]
     assert await sql(target, 'SELECT DISTINCT "outcome" FROM "experiments_attempts"') == [("released",)]
 
 
+@pytest.mark.in_process_only("a thread cannot be ended")
 async def test_cancelling_gives_back_the_rows_of_threads_that_live_on(make: Make, target: Target) -> None:
     experimenter = await filled(make, 6)
     began, release, lost = threading.Barrier(4), threading.Event(), threading.Semaphore(0)
@@ -209,11 +225,11 @@ async def test_cancelling_gives_back_the_rows_of_threads_that_live_on(make: Make
     assert await audit(target) == {"created": 6}
 
 
-async def test_closing_stops_what_runs_and_gives_it_back(make: Make, target: Target) -> None:
+async def test_closing_stops_what_runs_and_gives_it_back(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 6)
-    run = Tasks(3)
+    run = tasks(shared)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=3))
-    await run.all_began.wait()
+    await run.all_began(3)
     await experimenter.aclose()
     assert (await call).released == 3
     assert await audit(target) == {"created": 6}
@@ -244,68 +260,74 @@ def test_an_event_loop_that_shuts_down_around_execute_leaves_no_row_running(targ
 # ------------------------------------------------------------------------------------------- graceful, from within
 
 
-async def test_stop_lets_tasks_finish_and_claims_no_more(make: Make, target: Target) -> None:
+async def test_stop_lets_tasks_finish_and_claims_no_more(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 20)
-    run = Tasks(4, end=lambda _: None)
+    run = tasks(shared, end=lambda _: None)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=4))
-    await run.all_began.wait()
+    await run.all_began(4)
     assert len(await experimenter.stop()) == 1
     summary = await call
     assert (summary.done, summary.released, summary.stopped_by) == (4, 0, "stop")
     assert await audit(target) == {"done": 4, "created": 16}
 
 
-async def test_threads_see_should_stop(make: Make, target: Target) -> None:
+async def test_plain_functions_see_should_stop(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 20)
-    began = threading.Barrier(4)
+    began = shared.seen()
 
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         assert not results.should_stop
-        began.wait(30)
+        began.append(keys["number"])
         while not results.should_stop:
             time.sleep(0.005)
 
     call = asyncio.create_task(experimenter.execute(run, n_jobs=3))
-    await asyncio.to_thread(began.wait, 30)
+    await eventually(lambda: len(began) == 3)
     await experimenter.stop()
     summary = await call
     assert (summary.done, summary.stopped_by) == (3, "stop")
     await audit(target)
 
 
-async def test_what_returns_created_or_paused_within_grace_keeps_its_results(make: Make, target: Target) -> None:
+async def test_what_returns_created_or_paused_within_grace_keeps_its_results(
+    make: Make, target: Target, shared: Shared
+) -> None:
     experimenter = await filled(make, 8)
     ends = (ExperimentStatus.CREATED, ExperimentStatus.PAUSED)
-    run = Tasks(4, end=lambda keys: ends[keys["number"] % 2])
+    run = tasks(shared, end=lambda keys: ends[keys["number"] % 2])
     call = asyncio.create_task(experimenter.execute(run, n_jobs=4))
-    await run.all_began.wait()
+    await run.all_began(4)
     await experimenter.stop()
     summary = await call
     assert (summary.released, summary.paused) == (2, 2)
     kept = 'SELECT "status", "_not_before" FROM "experiments" WHERE "text" = \'kept\' ORDER BY "ID"'
     assert await sql(target, kept) == [("created", None), ("paused", None)] * 2
     assert len(await experimenter.get_logtable("steps")) == 4
-    again = Tasks(0, end=lambda _: None)
+    again = tasks(shared, end=lambda _: None)
     call = asyncio.create_task(experimenter.execute(again, experiment_ids=[1, 3]))
-    await eventually(lambda: again._left == -2)
+    await again.all_began(2)
     await experimenter.stop()
     assert (await call).done == 2
     assert sorted((await experimenter.get_logtable("steps", {"experiment_id": 1}))["step"]) == [1, 2]
 
 
-async def test_after_grace_what_still_runs_is_cancelled_and_goes_back(make: Make, target: Target) -> None:
+async def test_after_grace_what_still_runs_is_cancelled_and_goes_back(
+    make: Make, target: Target, shared: Shared, mode: Mode
+) -> None:
     experimenter = await filled(make, 8)
-    run = Tasks(3)
+    run = tasks(shared)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=3, grace=0.2))
-    await run.all_began.wait()
+    await run.all_began(3)
     began = time.monotonic()
     await experimenter.stop()
     summary = await call
     assert time.monotonic() - began >= 0.2
-    assert (summary.released, summary.done, run.cancelled) == (3, 0, 3)
+    assert (summary.released, summary.done) == (3, 0)
+    assert len(run.cancelled) == (3 if mode == "task" else 0)
     assert await audit(target) == {"created": 8}
 
 
+@pytest.mark.in_process_only("a child is killed and sees no cancellation")
 async def test_a_function_that_ends_by_itself_after_the_forced_stop_keeps_its_end(make: Make, target: Target) -> None:
     async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
         began.set()
@@ -323,12 +345,12 @@ async def test_a_function_that_ends_by_itself_after_the_forced_stop_keeps_its_en
     assert await sql(target, 'SELECT "status", "result" FROM "experiments"') == [("done", 5.0)]
 
 
-async def test_a_stopped_experimenter_runs_again_when_asked(make: Make, target: Target) -> None:
+async def test_a_stopped_experimenter_runs_again_when_asked(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 20, execution={"heartbeat_interval": 0.1, "lease": 1})
     for _ in range(2):
-        run = Tasks(4, end=lambda _: None)
+        run = tasks(shared, end=lambda _: None)
         call = asyncio.create_task(experimenter.execute(run, n_jobs=4))
-        await run.all_began.wait()
+        await run.all_began(4)
         await experimenter.stop()
         assert (await call).stopped_by == "stop"
     summary = await experimenter.execute(short)
@@ -342,7 +364,7 @@ async def test_a_stopped_experimenter_runs_again_when_asked(make: Make, target: 
 @asynccontextmanager
 async def running(experimenter: Experimenter, run: Tasks, **keywords: Any) -> AsyncIterator[asyncio.Task[Summary]]:
     call = asyncio.create_task(experimenter.execute(run, n_jobs=2, **keywords))
-    await run.all_began.wait()
+    await run.all_began(2)
     yield call
     if not call.done():
         call.cancel()
@@ -352,22 +374,22 @@ async def running(experimenter: Experimenter, run: Tasks, **keywords: Any) -> As
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("handle", [None, True])
 async def test_a_signal_stops_gracefully_and_the_handlers_come_back(
-    make: Make, name: Name, handle: bool | None
+    make: Make, name: Name, handle: bool | None, shared: Shared
 ) -> None:
     number = getattr(signal, name)
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    async with running(await filled(make, 6), run := Tasks(2, end=lambda _: None), handle_signals=handle) as call:
+    async with running(await filled(make, 6), run := tasks(shared, end=lambda _: None), handle_signals=handle) as call:
         os.kill(os.getpid(), number)
         summary = await asyncio.wait_for(call, 10)
     assert (summary.done, summary.stopped_by) == (2, name)
-    assert run.cancelled == 0
+    assert len(run.cancelled) == 0
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-async def test_two_runs_share_the_handlers_until_the_last_has_ended(make: Make) -> None:
+async def test_two_runs_share_the_handlers_until_the_last_has_ended(make: Make, shared: Shared) -> None:
     before = signal.getsignal(signal.SIGTERM)
     experimenter = await filled(make, 20)
-    async with running(experimenter, Tasks(2, end=lambda _: None)) as first:
+    async with running(experimenter, tasks(shared, end=lambda _: None)) as first:
         assert (await experimenter.execute(short, experiment_ids=[9])).done == 1
         assert signal.getsignal(signal.SIGTERM) != before
         os.kill(os.getpid(), signal.SIGTERM)
@@ -375,19 +397,19 @@ async def test_two_runs_share_the_handlers_until_the_last_has_ended(make: Make) 
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-async def test_signals_are_left_alone_when_told_so_or_when_others_handle_them(make: Make) -> None:
+async def test_signals_are_left_alone_when_told_so_or_when_others_handle_them(make: Make, shared: Shared) -> None:
     experimenter = await filled(make, 8)
     before = signal.getsignal(signal.SIGTERM)
-    async with running(experimenter, Tasks(2), handle_signals=False):
+    async with running(experimenter, tasks(shared), handle_signals=False):
         assert signal.getsignal(signal.SIGTERM) == before
 
     def own(*_: object) -> None: ...
 
     signal.signal(signal.SIGTERM, own)
     try:
-        async with running(experimenter, Tasks(2)):
+        async with running(experimenter, tasks(shared)):
             assert signal.getsignal(signal.SIGTERM) is own
-        async with running(experimenter, Tasks(2), handle_signals=True):
+        async with running(experimenter, tasks(shared), handle_signals=True):
             assert signal.getsignal(signal.SIGTERM) is not own
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
@@ -424,11 +446,11 @@ def test_outside_the_main_thread_signals_are_not_handled_and_cannot_be(target: T
 @asynccontextmanager
 async def worker(target: Target, folder: Path, function: str, jobs: int = 3, **keywords: Any) -> AsyncIterator[Child]:
     """A worker process of which `jobs` of its 12 experiments have begun."""
-    study = {"keyfields": numbers(12)}
+    study: dict[str, Any] = {"keyfields": numbers(12)}
     experimenter = new_experimenter(folder, target, **study)
     await experimenter.fill_table_from_config()
     await experimenter.aclose()
-    arguments = json.dumps({"n_jobs": jobs, "progress": False} | keywords)
+    arguments = json.dumps({"n_jobs": jobs, "progress": False, "pool": "task"} | keywords)
     async with child("run", folder, target, function, arguments, **study) as process:
         began = [await process.told() for _ in range(jobs)]
         assert sorted(began) == [["began", number] for number in range(1, jobs + 1)]
@@ -436,11 +458,12 @@ async def worker(target: Target, folder: Path, function: str, jobs: int = 3, **k
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("pool", ["task", "process"])
 @pytest.mark.parametrize("function", ["task_listens", "thread_listens"])
 async def test_a_signalled_worker_finishes_what_runs_and_exits(
-    target: Target, tmp_path: Path, name: Name, function: str
+    target: Target, tmp_path: Path, name: Name, function: str, pool: str
 ) -> None:
-    async with worker(target, tmp_path, function) as process:
+    async with worker(target, tmp_path, function, pool=pool) as process:
         process.process.send_signal(getattr(signal, name))
         summary = await process.told()
         assert await process.ended() == 0
@@ -463,11 +486,12 @@ async def test_a_signalled_worker_keeps_checkpoints(target: Target, tmp_path: Pa
     assert await sql(target, kept) == [(1, "created", 0.0), (2, "paused", 1.0), (3, "created", 2.0)]
 
 
+@pytest.mark.parametrize("pool", ["task", "process"])
 @pytest.mark.parametrize("function", ["task_hangs", "thread_hangs"])
 async def test_after_grace_a_signalled_worker_gives_rows_back_and_exits(
-    target: Target, tmp_path: Path, function: str
+    target: Target, tmp_path: Path, function: str, pool: str
 ) -> None:
-    async with worker(target, tmp_path, function, grace=0.3) as process:
+    async with worker(target, tmp_path, function, grace=0.3, pool=pool) as process:
         process.process.terminate()
         summary = await process.told()
         assert await process.ended() == 0
@@ -475,9 +499,10 @@ async def test_after_grace_a_signalled_worker_gives_rows_back_and_exits(
     assert await audit(target) == {"created": 12}
 
 
+@pytest.mark.parametrize("pool", ["task", "process"])
 @pytest.mark.parametrize("function", ["task_hangs", "thread_hangs"])
-async def test_a_second_signal_skips_the_grace(target: Target, tmp_path: Path, function: str) -> None:
-    async with worker(target, tmp_path, function, grace=600) as process:
+async def test_a_second_signal_skips_the_grace(target: Target, tmp_path: Path, function: str, pool: str) -> None:
+    async with worker(target, tmp_path, function, grace=600, pool=pool) as process:
         process.process.send_signal(signal.SIGINT)
         process.process.send_signal(signal.SIGTERM)
         summary = await asyncio.wait_for(process.told(), 15)
