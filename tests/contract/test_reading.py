@@ -15,6 +15,8 @@ from asyncexp.db.base import Target
 from asyncexp.errors import MissingLogTableError, ParameterCombinationError
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.shared import Shared
+from tests.contract.support import eventually
 
 TEXT = str(pd.Series(["x"], dtype="str").dtype) if pd.__version__ >= "3" else "object"
 TYPES = {
@@ -275,20 +277,22 @@ async def test_no_error_no_group(make: Make) -> None:
     assert await experimenter.workers() == []
 
 
-async def test_a_worker_is_live_while_it_runs_and_stopped_after_it_was_closed(make: Make) -> None:
+async def test_a_worker_is_live_while_it_runs_and_stopped_after_it_was_closed(make: Make, shared: Shared) -> None:
     experimenter, watcher = await _some_ran(make), make()
     [before] = await watcher.workers()
     assert (before.state, before.running, before.role, before.stopped) == ("live", 0, "worker", None)
-    seen: list[Any] = []
-    both = asyncio.Barrier(2)
+    began, go_on = shared.seen(), shared.gate()
 
-    async def run(_: Any, __: ResultProcessor, ___: Any) -> None:
-        await both.wait()
-        seen.extend(await watcher.workers())
-        await both.wait()
+    async def run(_: Any, results: ResultProcessor, __: Any) -> None:
+        began.append(int(results.experiment_id))
+        await go_on.passed()
 
-    await experimenter.execute(run)
-    assert {(worker.id, worker.state, worker.running) for worker in seen} == {(before.id, "live", 2)}
+    call = asyncio.create_task(experimenter.execute(run))
+    await eventually(lambda: len(began) == 2)
+    [running] = await watcher.workers()
+    go_on.open()
+    await call
+    assert (running.id, running.state, running.running) == (before.id, "live", 2)
     await experimenter.aclose()
     [after] = await watcher.workers()
     assert (after.state, after.running, after.ended_done, after.ended_error) == ("stopped", 0, 3, 2)
@@ -305,8 +309,8 @@ async def test_a_worker_whose_lease_is_over_is_lost(make: Make, target: Target) 
     assert (worker.state, worker.heartbeat) == ("lost", datetime(2024, 1, 1))
 
 
-async def test_the_latest_worker_comes_first(make: Make) -> None:
-    ran: list[int] = []
+async def test_the_latest_worker_comes_first(make: Make, shared: Shared) -> None:
+    ran = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> None:
         ran.append(results.experiment_id.worker)
@@ -314,8 +318,9 @@ async def test_the_latest_worker_comes_first(make: Make) -> None:
     for experimenter in (first := make(), make()):
         await experimenter.fill_table_from_config()
         await experimenter.execute(run, max_experiments=1)
-    assert ran[0] != ran[1]
-    assert [worker.id for worker in await first.workers()] == ran[::-1]
+    earlier, later = ran
+    assert earlier != later
+    assert [worker.id for worker in await first.workers()] == [later, earlier]
 
 
 def _bound(target: Target, moment: datetime) -> Any:
