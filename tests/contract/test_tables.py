@@ -23,6 +23,7 @@ from asyncexp.errors import (
 )
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.functions import never, nothing
 from tests.contract.support import child
 from tests.servers import Server
 from tests.studies import experimenter as study
@@ -112,7 +113,7 @@ async def test_creating_twice_changes_nothing(make: Make, target: Target) -> Non
     assert len(await experimenter.get_table()) == 1
 
 
-async def test_four_processes_may_create_at_once(make: Make, target: Target, tmp_path: Path) -> None:
+async def test_four_processes_may_create_at_once(target: Target, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         children = [await stack.enter_async_context(child("create", tmp_path, target)) for _ in range(4)]
         assert [await each.told() for each in children] == ["ready"] * 4
@@ -121,7 +122,8 @@ async def test_four_processes_may_create_at_once(make: Make, target: Target, tmp
         assert [await each.told() for each in children] == ["made"] * 4
         assert [await each.ended() for each in children] == [0] * 4
     assert (await _layout(target)).keys() == LAYOUT.keys()
-    assert (await make().fill_table_from_config()).added == 10
+    async with study(tmp_path, target) as experimenter:
+        assert (await experimenter.fill_table_from_config()).added == 10
 
 
 async def test_several_studies_live_in_one_database(make: Make, target: Target, tmp_path: Path) -> None:
@@ -171,16 +173,12 @@ async def test_another_structure_is_an_error_that_names_the_difference_and_the_w
     await make().fill_table_with_rows([{"number": 1, "kind": "a"}])
     before = await _layout(target)
     changed = make(**other)
-    for call in (changed.create_table, changed.get_table, lambda: changed.execute(_never)):
+    for call in (changed.create_table, changed.get_table, lambda: changed.execute(never)):
         with pytest.raises(TableHasWrongStructureError) as raised:
             await call()
         assert "The table 'experiments' is not what the configuration describes" in str(raised.value)
         assert [word for word in words if word not in str(raised.value)] == []
     assert await _layout(target) == before
-
-
-async def _never(*_: Any) -> None:
-    raise AssertionError("nothing is to be run")
 
 
 async def test_order_and_width_do_not_count(make: Make) -> None:
@@ -214,18 +212,15 @@ async def test_delete_table_drops_all_that_belongs_to_it(make: Make, target: Tar
 async def test_a_worker_outlives_its_tables(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     experimenter = make(execution={"heartbeat_interval": 0.05, "lease": 0.5})
 
-    async def run(*_: Any) -> None:
-        return
-
     for _ in range(2):
         await experimenter.fill_table_from_config()
-        assert (await experimenter.execute(run)).done == 10
+        assert (await experimenter.execute(nothing)).done == 10
         [worker] = await experimenter.workers()
         assert worker.state == "live"
         await experimenter.delete_table()
         await asyncio.sleep(0.2)  # some beats come while there is no table
     await experimenter.fill_table_from_config()
-    await experimenter.execute(run)
+    await experimenter.execute(nothing)
     await experimenter.aclose()
     [worker] = await experimenter.workers()
     assert (worker.state, worker.pid) == ("stopped", os.getpid())
@@ -241,7 +236,7 @@ async def test_without_tables_a_call_says_how_to_make_them(make: Make, target: T
 
 async def test_execute_without_tables_says_how_to_make_them(make: Make) -> None:
     with pytest.raises(DatabaseQueryError, match=r"no table 'experiments'.*create_table"):
-        await make().execute(_never)
+        await make().execute(never)
 
 
 async def test_a_table_dropped_by_somebody_else_is_an_error_that_names_it(make: Make, target: Target) -> None:
@@ -251,7 +246,7 @@ async def test_a_table_dropped_by_somebody_else_is_an_error_that_names_it(make: 
     with pytest.raises(DatabaseQueryError, match="experiments"):
         await experimenter.get_table()
     with pytest.raises(DatabaseQueryError, match="experiments"):
-        await experimenter.execute(_never)
+        await experimenter.execute(never)
 
 
 # ------------------------------------------------------------------------------------- the database
