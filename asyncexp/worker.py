@@ -152,6 +152,8 @@ class Run:
         self._counts = dict.fromkeys(("done", "error", "paused", "released", "lost", "retried"), 0)
         self._errors: list[str] = []
         self._first_errors: list[str | None] = []
+        self._careful = 0
+        """So many more attempts must end well before rows are taken ahead."""
         self._failure: BaseException | None = None
         self._claiming: asyncio.Future[Claimed] | None = None
         self._checking: asyncio.Future[list[int]] | None = None
@@ -249,10 +251,14 @@ class Run:
 
     def _allowance(self) -> int:
         most = self.options.max_experiments
-        return self.options.n_jobs + self._pool.ahead if most < 0 else most - self._started
+        return self._room() if most < 0 else most - self._started
+
+    def _room(self) -> int:
+        """How many attempts may be under way. Not one more than run, lately after failures: many may end the run."""
+        return self.options.n_jobs + (0 if self._careful else self._pool.ahead)
 
     def _free(self) -> int:
-        return min(self.options.n_jobs + self._pool.ahead - len(self._live), self._allowance())
+        return min(self._room() - len(self._live), self._allowance())
 
     def _may_claim(self) -> bool:
         if self.stopped_by is not None or self._failure is not None or self._free() <= 0:
@@ -407,6 +413,7 @@ class Run:
     def _function_ended(self, live: Live, result: Result) -> None:
         if live.over:
             return
+        self._careful = max(0, self._careful - 1) if isinstance(result, Returned) else ALIKE
         end = self._judge(live, result)
         self._close(live, end, _likeness(result, end))
 

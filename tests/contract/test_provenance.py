@@ -17,6 +17,7 @@ from asyncexp import ExperimentStatus, ResultProcessor
 from asyncexp.db.base import Target
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.shared import Shared
 from tests.studies import write_configuration, write_credentials
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -141,17 +142,18 @@ async def test_workers_tell_it_too(make: Make, monkeypatch: pytest.MonkeyPatch) 
     assert worker.machine == socket.gethostname()
 
 
-async def test_every_attempt_names_its_worker(make: Make, target: Target) -> None:
+async def test_every_attempt_names_its_worker(make: Make, target: Target, shared: Shared) -> None:
     first, second = make(), make()
     await first.fill_table_with_rows([{"number": 1, "kind": "a"}])
-    ran: list[int] = []
+    seen = shared.seen()
 
     async def run(_: Any, results: ResultProcessor, __: Any) -> ExperimentStatus | None:
-        ran.append(results.experiment_id.worker)
+        seen.append(results.experiment_id.worker)
         return ExperimentStatus.PAUSED if results.attempt == 1 else None
 
     await first.execute(run)
     await second.unpause_experiment(1, run)
+    ran = seen.values()
     assert ran[0] != ran[1]
     attempts = await sql.fetch(target, 'SELECT "attempt", "worker", "outcome" FROM "experiments_attempts"')
     assert attempts == [(1, ran[0], "paused")]
