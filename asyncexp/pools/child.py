@@ -105,6 +105,9 @@ def _dress_up(given: Given) -> None:
     faulthandler.enable(file=2)
 
 
+_STOPPING: Mapping[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
+
 def _leave_stopping_to_the_parent(line: Line) -> None:
     """Signals that reach every process of a job (SLURM and systemd send such) are a word of warning here.
 
@@ -114,17 +117,23 @@ def _leave_stopping_to_the_parent(line: Line) -> None:
     def heard(*_: object) -> None:
         line.told_to_stop = True
 
-    def as_usual() -> None:
+    # A forked process forgets signals that come before it is whole: they have to wait.
+    def before() -> None:
+        held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held.mask)
+
+    def born() -> None:
         for number, usual in _STOPPING.items():
             if signal.getsignal(number) is heard:
                 signal.signal(number, usual)
+        after()
 
+    held = threading.local()
     for number in _STOPPING:
         signal.signal(number, heard)
-    os.register_at_fork(after_in_child=as_usual)
-
-
-_STOPPING: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=born)
 
 
 def _line_by_line(descriptor: int) -> TextIO:
