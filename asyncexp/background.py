@@ -1,0 +1,199 @@
+"""An event loop on a thread of its own, for callers that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import multiprocessing.process
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from asyncexp.db.whole import immortal
+from asyncexp.errors import DatabaseConnectionError
+
+T = TypeVar("T")
+
+JOIN_LIMIT_SECONDS = 10.0
+EXIT_LIMIT_SECONDS = 60.0
+"""So long the interpreter's exit waits for rows to be given back and for connections to be closed."""
+
+
+class Background:
+    """The event loop of one owner: started by the first call, and again by one after `close`, or in a forked child.
+
+    Any thread may call it. Whoever forgets to close it calls `end`; at the interpreter's exit that is done.
+
+    Args:
+        last: awaited on the loop before it ends.
+    """
+
+    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._last = last
+        self._loop: _Loop | None = None
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What the coroutine returns; as `run`."""
+        over = threading.Event()
+        return self.run(coroutine, over.wait, over.set)
+
+    def run(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], object], over: Callable[[], object]) -> T:
+        """Runs a coroutine on the loop; what it returns.
+
+        Args:
+            meanwhile: called in this thread, until `over` was called. An exception in it (Ctrl-C) cancels the
+                coroutine, and is raised when that has ended.
+
+        Raises:
+            RuntimeError: this is the loop's own thread, which would wait for itself.
+            DatabaseConnectionError: it was closed meanwhile.
+        """
+        work = _Work(coroutine, over)
+        self._begin(work)
+        try:
+            meanwhile()
+        except BaseException:
+            work.cancel()
+            work.gone.wait()
+            raise
+        if work.task.cancelled():
+            raise DatabaseConnectionError("The experimenter was closed while a call was under way.")
+        try:
+            return work.task.result()
+        finally:
+            del work  # its exception would refer to this frame, and this frame to it
+
+    def _begin(self, work: _Work[Any]) -> None:
+        try:
+            with _lock:
+                work.post(self._running())
+        except BaseException:
+            work.coroutine.close()
+            raise
+
+    def _running(self) -> _Loop:
+        if self._loop is None or self._loop not in _running:
+            self._loop = _Loop(self._last)
+        if threading.current_thread() is self._loop.thread:
+            raise RuntimeError(
+                "This call would wait for itself: an `async def` function and a progress function run on the event "
+                "loop of their PyExperimenter. Make the call in another thread, or with an `Experimenter` of its own."
+            )
+        return self._loop
+
+    def close(self) -> None:
+        """Ends the loop; calls under way elsewhere are told. Twice is no error."""
+        if self._loop is None or self._loop not in _running:
+            return
+        self.wait(self._last())
+        with _lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.end()
+            loop.thread.join(JOIN_LIMIT_SECONDS)
+
+    def end(self) -> None:
+        """Has the loop end by itself, and does not wait for it: garbage is collected in any thread, at any moment."""
+        if self._loop in _running:
+            self._loop.end()
+
+
+class _Work(Generic[T]):
+    """A coroutine on the loop, and its end."""
+
+    task: asyncio.Task[T]
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], over: Callable[[], object]) -> None:
+        self.coroutine = coroutine
+        self.gone = threading.Event()
+        self._over = over
+
+    def post(self, loop: _Loop) -> None:
+        self._loop = loop.loop
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def cancel(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: self.task.cancel())
+
+    def _begin(self) -> None:
+        self.task = self._loop.create_task(self.coroutine)
+        self.task.add_done_callback(self._end)
+
+    def _end(self, _: asyncio.Task[T]) -> None:
+        self.gone.set()
+        self._over()
+
+
+class _Loop:
+    """One life of the thread and its loop."""
+
+    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run, name="asyncexp loop", daemon=True)
+        self._last = last
+        self._ending = asyncio.Event()
+        _see_to_the_exit()
+        _running.add(self)
+        try:
+            self.thread.start()
+        except BaseException:
+            _running.discard(self)
+            self.loop.close()
+            raise
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+                runner.run(self._live())
+        finally:
+            _running.discard(self)
+
+    async def _live(self) -> None:
+        await self._ending.wait()
+        await self._last()
+
+    def end(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._ending.set)
+        except RuntimeError:  # it has just ended
+            return
+
+
+_running: set[_Loop] = set()
+"""The loops of this process."""
+_lock = threading.Lock()
+"""Held while a loop is started, and while a call is handed to it: none is handed to a loop that ends."""
+
+
+@functools.cache
+def _see_to_the_exit() -> None:
+    """Before other finalisers, which would take away connections under the loops."""
+    atexit.register(_end_all)
+    if multiprocessing.process.parent_process() is not None:  # such a process ends without `atexit`
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _end_all, exitpriority=100)
+
+
+def _end_all() -> None:
+    until = time.monotonic() + EXIT_LIMIT_SECONDS
+    loops = list(_running)
+    for loop in loops:
+        loop.end()
+    for loop in loops:
+        loop.thread.join(max(0.0, until - time.monotonic()))
+
+
+def _leave_to_parent() -> None:
+    """A forked child has the loops, not their threads; they are never closed, for that would reach the parent's."""
+    global _lock
+    _lock = threading.Lock()
+    immortal(*(loop.loop for loop in _running))
+    _running.clear()
+    _see_to_the_exit.cache_clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
