@@ -16,12 +16,20 @@ import pytest
 from asyncexp.db.base import Target
 from asyncexp.errors import EmptyFillDatabaseCallError, InvalidValuesInConfiguration, ParameterCombinationError
 from tests.contract.conftest import Make
+from tests.contract.modes import MODES, Mode
 from tests.contract.sql import fetch as sql
 from tests.contract.support import child, numbers
 
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
 ROWS = [{"number": 1, "kind": "a"}, {"number": 2, "kind": "a"}, {"number": 1, "kind": "b"}]
 STORED = [(1, 1, "a"), (2, 2, "a"), (3, 1, "b")]
+
+
+@pytest.fixture(params=[each for each in MODES if each != "process"])
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """Filling runs no function, so child processes would change nothing."""
+    chosen: Mode = request.param
+    return chosen
 
 
 async def stored(target: Target) -> list[tuple[Any, ...]]:
