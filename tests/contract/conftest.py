@@ -10,33 +10,43 @@ import pytest
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
-from tests.contract.modes import CLASSES, MODES, Mode
+from tests.contract.modes import CLASSES, MODES, ExecutesNothing, Mode
 from tests.contract.shared import Shared
 from tests.studies import experimenter
 
 Make = Callable[..., Experimenter]
 
 
-@pytest.fixture(params=MODES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "mode" in metafunc.fixturenames:
+        metafunc.parametrize("mode", _modes(metafunc.definition), indirect=True)
+
+
+def _modes(test: pytest.Item) -> tuple[Mode, ...]:
+    if test.get_closest_marker("in_process_only") or test.get_closest_marker("executes_nothing"):
+        return ("task",)
+    return MODES
+
+
+@pytest.fixture
 def mode(request: pytest.FixtureRequest) -> Mode:
     """Where experiment functions run."""
     chosen: Mode = request.param
-    only = request.node.get_closest_marker("in_process_only")
-    if only is not None and chosen != "task":
-        pytest.skip(f"in this process only: {only.args[0]}")
     return chosen
 
 
 @pytest.fixture
-async def make(target: Target, tmp_path: Path, mode: Mode) -> AsyncIterator[Make]:
+async def make(target: Target, tmp_path: Path, mode: Mode, request: pytest.FixtureRequest) -> AsyncIterator[Make]:
     """Makes experimenters on the database under test; each is closed after the test.
 
     Keywords are those of `tests.studies.write_configuration`.
     """
     made: list[Experimenter] = []
+    idle = request.node.get_closest_marker("executes_nothing") is not None
+    kind = ExecutesNothing if idle else CLASSES[mode]
 
     def new(**study: Any) -> Experimenter:
-        made.append(experimenter(tmp_path, target, CLASSES[mode], **study))
+        made.append(experimenter(tmp_path, target, kind, **study))
         return made[-1]
 
     yield new

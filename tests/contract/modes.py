@@ -2,7 +2,7 @@
 through the blocking class.
 
 A test that takes `make` runs once in each mode. One whose functions are by nature those of this process
-says so: `@pytest.mark.in_process_only("why")`.
+says so, `@pytest.mark.in_process_only("why")`; so does one that runs no function, `@pytest.mark.executes_nothing`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,20 @@ class InProcesses(InTasks):
     """Runs every function in child processes."""
 
     POOL = "process"
+
+
+class ExecutesNothing(Experimenter):
+    """Fails a test that says of itself that it executes nothing, and does."""
+
+    async def execute(self, *arguments: Any, **keywords: Any) -> Summary:
+        raise AssertionError("A test that executes something is not `executes_nothing`: it has to run in each mode.")
+
+    async def add_experiment_and_execute(self, *arguments: Any, **keywords: Any) -> ExperimentStatus | None:
+        return await self.unpause_experiment()
+
+    async def unpause_experiment(self, *arguments: Any, **keywords: Any) -> ExperimentStatus | None:
+        await self.execute()
+        return None
 
 
 CLASSES: dict[Mode, type[Experimenter]] = {"task": InTasks, "process": InProcesses}
