@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import filling, logs, machine, peers, places, plot, reading, report, startup, throughput
+from benchmarks import children, filling, logs, machine, peers, places, plot, reading, report, startup, throughput
 from benchmarks.places import PROVIDERS, Place
 from benchmarks.rounds import Line
 
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
 FILL_ROUNDS = 3
-NAMES = ("S1", "S2", "S3", "S5", "S6", "S8", "S11", "S13")
+NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S8", "S11", "S13")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Plan:
     fill: int
     fill_on: Sequence[str]
     log_lines: int
+    child_rows: int
     table: int
     peer_rows: int
     python: Path | None = None
@@ -57,6 +58,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
     for at_once in throughput.AT_ONCE:
         if ("S3" if at_once == 1 else "S1") in plan.names:
             yield throughput.measured(place, at_once, plan.size)
+    if "S4" in plan.names and place.provider == "sqlite":
+        yield children.measured(place, plan.child_rows, plan.rounds)
     if {"S5", "S6"} & plan.names and place.provider in plan.fill_on:
         lines = filling.measured(place, plan.fill, FILL_ROUNDS)
         yield from (line for line in lines if line.name in plan.names)
@@ -68,8 +71,8 @@ def _plan(given: argparse.Namespace) -> Plan:
     names = frozenset(given.only or NAMES)
     python = peers.interpreter(given.legacy_python) if given.peers or given.legacy_python else None
     if given.quick:
-        return Plan(names, throughput.Size(3, 1), 100_000, PROVIDERS[:2], 20_000, 100_000, 200, python)
-    return Plan(names, throughput.Size(5, 10), 1_000_000, PROVIDERS, 200_000, 100_000, 1_000, python)
+        return Plan(names, throughput.Size(3, 1), 100_000, PROVIDERS[:2], 20_000, 2_000, 100_000, 200, python)
+    return Plan(names, throughput.Size(5, 10), 1_000_000, PROVIDERS, 200_000, 20_000, 100_000, 1_000, python)
 
 
 def _words(known: Sequence[str]) -> type[list[str]]:

@@ -14,6 +14,7 @@ from asyncexp.schema import Schema, quote, render
 from tests.studies import write_configuration, write_credentials
 
 T = TypeVar("T")
+Keys = dict[str, Any]
 TABLE = "experiments"
 KINDS = ("a", "b")
 
