@@ -82,6 +82,7 @@ async def test_where_takes_thousands_of_values(make: Make, target: Target) -> No
     assert (await experimenter.execute(nothing, where={"number": range(1, 3000)})).done == 2
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("ids", [[1.5], ["1"], "12", [2**63], 1.5])
 @sqlite_only
 async def test_what_is_no_id_selects_nothing(make: Make, target: Target, ids: Any) -> None:

@@ -433,6 +433,7 @@ async def test_sql_in_values_stays_a_value(make: Make, target: Target) -> None:
     assert await sql.tables(target) == before
 
 
+@pytest.mark.executes_nothing
 async def test_sql_in_names_of_statuses_fields_and_tables_is_refused(make: Make, target: Target) -> None:
     experimenter = make()
     await experimenter.fill_table_from_config()

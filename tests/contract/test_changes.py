@@ -67,6 +67,7 @@ async def test_a_new_keyfield_stops_the_workers_that_do_not_know_it(make: Make, 
     assert (summary.done, summary.stopped_by) == (2, "stop")
 
 
+@pytest.mark.executes_nothing
 async def test_a_migration_that_cannot_succeed_changes_nothing(make: Make, target: Target) -> None:
     await make().fill_table_from_config()
     database = connect(target)

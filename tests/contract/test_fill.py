@@ -16,20 +16,13 @@ import pytest
 from asyncexp.db.base import Target
 from asyncexp.errors import EmptyFillDatabaseCallError, InvalidValuesInConfiguration, ParameterCombinationError
 from tests.contract.conftest import Make
-from tests.contract.modes import MODES, Mode
 from tests.contract.sql import fetch as sql
 from tests.contract.support import child, numbers
 
+pytestmark = pytest.mark.executes_nothing
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
 ROWS = [{"number": 1, "kind": "a"}, {"number": 2, "kind": "a"}, {"number": 1, "kind": "b"}]
 STORED = [(1, 1, "a"), (2, 2, "a"), (3, 1, "b")]
-
-
-@pytest.fixture(params=[each for each in MODES if each != "process"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    """Filling runs no function, so child processes would change nothing."""
-    chosen: Mode = request.param
-    return chosen
 
 
 async def stored(target: Target) -> list[tuple[Any, ...]]:
@@ -215,7 +208,7 @@ async def test_a_keyfield_without_values_cannot_be_filled_from_the_configuration
 async def test_eight_processes_fill_the_same_grid_at_once_from_an_empty_database(
     target: Target, tmp_path: Path
 ) -> None:
-    study = {"keyfields": numbers(3_000) | {"kind": {"type": "VARCHAR(20)", "values": ["a", "b"]}}}
+    study: dict[str, Any] = {"keyfields": numbers(3_000) | {"kind": {"type": "VARCHAR(20)", "values": ["a", "b"]}}}
     async with AsyncExitStack() as stack:
         fillers = [await stack.enter_async_context(child("fill", tmp_path, target, **study)) for _ in range(8)]
         assert [await filler.told() for filler in fillers] == ["ready"] * 8

@@ -129,6 +129,7 @@ async def test_migrating_twice_or_without_need_changes_nothing(make: Make, targe
     assert after[1] == before[1]
 
 
+@pytest.mark.executes_nothing
 async def test_migrating_where_nothing_is_makes_the_tables(make: Make) -> None:
     experimenter = make()
     await experimenter.migrate()
@@ -291,6 +292,7 @@ async def test_a_study_of_the_predecessor_goes_on(old: Experimenter, mode: Mode)
         assert (table["accuracy_timestamp"] < table["end_date"] + second).all()
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("provider", ["sqlite"])
 async def test_what_is_no_study_at_all_cannot_be_migrated(make: Make, target: Target) -> None:
     await sql.execute(target, 'CREATE TABLE "experiments" ("something" INTEGER)')

@@ -118,6 +118,7 @@ async def test_dtypes_are_those_of_the_columns_with_values_without_and_with_no_r
     assert list(table.index) == list(range(rows))
 
 
+@pytest.mark.executes_nothing
 async def test_missing_values_are_missing_in_every_dtype(study: Experimenter) -> None:
     await study.fill_table_with_rows([{"number": None}])
     table = await study.get_table()
@@ -125,6 +126,7 @@ async def test_missing_values_are_missing_in_every_dtype(study: Experimenter) ->
     assert set(missing) >= {"number", *TYPES, "start_date", "end_date", "error", "_worker", "_progress"}
 
 
+@pytest.mark.executes_nothing
 async def test_the_energy_table_has_34_columns_and_the_attempt_without_a_row_too(study: Experimenter) -> None:
     await study.create_table()
     dtypes = _dtypes(await study.get_codecarbon_table())
@@ -135,6 +137,7 @@ async def test_the_energy_table_has_34_columns_and_the_attempt_without_a_row_too
     assert (dtypes["emissions_kg"], dtypes["cpu_model"]) == ("float64", TEXT)
 
 
+@pytest.mark.executes_nothing
 async def test_each_result_is_followed_by_its_timestamp(make: Make) -> None:
     experimenter = make(result_timestamps=True)
     await experimenter.create_table()
@@ -145,6 +148,7 @@ async def test_each_result_is_followed_by_its_timestamp(make: Make) -> None:
     assert dtypes["text_timestamp"] == "datetime64[us]"
 
 
+@pytest.mark.executes_nothing
 async def test_dates_are_utc_by_the_database_s_clock(make: Make, target: Target) -> None:
     experimenter = make()
     await experimenter.fill_table_with_rows([{"number": 1, "kind": "a"}])
@@ -192,6 +196,7 @@ CONDITIONS: list[tuple[Any, list[int]]] = [
 ]
 
 
+@pytest.mark.executes_nothing
 async def test_a_condition_is_met_to_the_byte(make: Make) -> None:
     experimenter = await _words(make)
     for condition, ids in CONDITIONS:
@@ -207,6 +212,7 @@ IMPOSSIBLE: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.executes_nothing
 async def test_an_impossible_condition_is_an_error_that_names_it(make: Make) -> None:
     experimenter = await _words(make)
     for condition, words in IMPOSSIBLE:
@@ -225,6 +231,7 @@ async def test_log_lines_by_experiment_and_by_value(make: Make) -> None:
         await experimenter.get_logtable("steps", {"stp": 1})
 
 
+@pytest.mark.executes_nothing
 async def test_an_unknown_log_table_names_the_nearest(make: Make) -> None:
     experimenter = make()
     with pytest.raises(MissingLogTableError, match="no log table 'step'; did you mean 'steps'"):
@@ -270,6 +277,7 @@ async def test_errors_are_grouped_by_their_last_line(make: Make) -> None:
     assert (second.last_line, second.count, second.ids) == ("KeyError: 'x'", 1, (5,))
 
 
+@pytest.mark.executes_nothing
 async def test_no_error_no_group(make: Make) -> None:
     experimenter = make()
     await experimenter.create_table()

@@ -61,11 +61,13 @@ async def _indexes(target: Target) -> list[str]:
 # ------------------------------------------------------------------------------------------- creating
 
 
+@pytest.mark.executes_nothing
 async def test_the_tables_have_the_columns_of_the_page_in_their_order(make: Make, target: Target) -> None:
     await make().create_table()
     assert await _layout(target) == {name: words.split() for name, words in LAYOUT.items()}
 
 
+@pytest.mark.executes_nothing
 async def test_result_timestamps_follow_their_fields(make: Make, target: Target) -> None:
     await make(result_timestamps=True).create_table()
     columns = await sql.columns(target, "experiments") or []
@@ -73,6 +75,7 @@ async def test_result_timestamps_follow_their_fields(make: Make, target: Target)
     assert columns[first : first + 4] == ["result", "result_timestamp", "text", "text_timestamp"]
 
 
+@pytest.mark.executes_nothing
 async def test_our_indexes_are_named_alike(make: Make, target: Target) -> None:
     keyfields = {"number": {"type": "INT", "index": True}, "kind": {"type": "VARCHAR(20)"}}
     await make(keyfields=keyfields).create_table()
@@ -81,6 +84,7 @@ async def test_our_indexes_are_named_alike(make: Make, target: Target) -> None:
     assert all(re.fullmatch("ix_[0-9a-f]{16}", name) for name in found)
 
 
+@pytest.mark.executes_nothing
 async def test_an_index_that_is_missing_is_made_by_the_next_create(make: Make, target: Target) -> None:
     await make().create_table()
     before = await _indexes(target)
@@ -94,6 +98,7 @@ async def test_an_index_that_is_missing_is_made_by_the_next_create(make: Make, t
     assert added in await _indexes(target)
 
 
+@pytest.mark.executes_nothing
 async def test_an_id_is_never_used_again(make: Make) -> None:
     experimenter = make()
     await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(3)])
@@ -102,6 +107,7 @@ async def test_an_id_is_never_used_again(make: Make) -> None:
     assert list((await experimenter.get_table())["ID"]) == [4]
 
 
+@pytest.mark.executes_nothing
 async def test_creating_twice_changes_nothing(make: Make, target: Target) -> None:
     experimenter = make()
     await experimenter.create_table()
@@ -126,6 +132,7 @@ async def test_four_processes_may_create_at_once(target: Target, tmp_path: Path)
         assert (await experimenter.fill_table_from_config()).added == 10
 
 
+@pytest.mark.executes_nothing
 async def test_several_studies_live_in_one_database(make: Make, target: Target, tmp_path: Path) -> None:
     first, second = make(), make(table="others", name="others.yml")
     await first.fill_table_from_config()
@@ -181,6 +188,7 @@ async def test_another_structure_is_an_error_that_names_the_difference_and_the_w
     assert await _layout(target) == before
 
 
+@pytest.mark.executes_nothing
 async def test_order_and_width_do_not_count(make: Make) -> None:
     await make().fill_table_with_rows([{"number": 1, "kind": "a"}])
     keyfields = {"kind": {"type": "VARCHAR(200)"}, "number": {"type": "BIGINT"}}
@@ -189,6 +197,7 @@ async def test_order_and_width_do_not_count(make: Make) -> None:
     assert len(await other.get_table()) == 1
 
 
+@pytest.mark.executes_nothing
 async def test_a_missing_log_table_is_made(make: Make, target: Target) -> None:
     await make(logtables={}).create_table()
     experimenter = make()
@@ -199,6 +208,7 @@ async def test_a_missing_log_table_is_made(make: Make, target: Target) -> None:
 # ------------------------------------------------------------------------------------------- dropping
 
 
+@pytest.mark.executes_nothing
 async def test_delete_table_drops_all_that_belongs_to_it(make: Make, target: Target) -> None:
     experimenter = make()
     await experimenter.fill_table_from_config()
@@ -227,6 +237,7 @@ async def test_a_worker_outlives_its_tables(make: Make, caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("call", ["get_table", "counts", "workers", "errors", "retry_errors"])
 async def test_without_tables_a_call_says_how_to_make_them(make: Make, target: Target, call: str) -> None:
     with pytest.raises(DatabaseQueryError, match=r"no table 'experiments'.*fill_table_from_config.*create_table"):
@@ -282,6 +293,7 @@ async def test_several_may_make_the_database_at_once(target: Target, server: Ser
         server.drop(missing.database)
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("provider", ["sqlite"])
 async def test_an_sqlite_file_is_made_by_itself(make: Make, target: Target) -> None:
     assert not _is_there(target)
@@ -296,6 +308,7 @@ def _is_there(target: Target) -> bool:
 # ------------------------------------------------------------------------------- an index on a text
 
 
+@pytest.mark.executes_nothing
 async def test_an_index_needs_a_type_with_a_length(make: Make) -> None:
     with pytest.raises(InvalidColumnError, match=r"keyfield 'word': `index: true` needs a type with a length"):
         make(keyfields={"word": {"type": "TEXT", "index": True}})
