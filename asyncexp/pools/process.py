@@ -38,7 +38,7 @@ AHEAD_SECONDS = 0.02
 STALE_SECONDS = 0.25
 """A call that was taken ahead and has not begun by then is given back, for others to take."""
 TRIES = 3
-"""How often a child may die before it could load the function, one after the other."""
+"""How many children of one call may die before they could load the function."""
 _START = (
     "import sys; sys.path[:] = filter(None, sys.path); import pickle, socket; "
     "link = socket.socket(fileno=int(sys.argv[1])); "
@@ -73,7 +73,6 @@ class ProcessPool:
         self._slots = [_Slot(number) for number in range(plan.slots)]
         self._waiting: deque[_Call] = deque()
         self._nursery: _Nursery | None = None
-        self._deaths = 0
         self._closing = False
         self._usual: float | None = None
         """Seconds that calls took lately."""
@@ -134,14 +133,10 @@ class ProcessPool:
         self._waiting.remove(call)
         return True
 
-    def loaded(self) -> None:
-        self._deaths = 0
-        self.deal()
-
     def died_young(self, call: _Call, why: str) -> None:
         """A child died before it had loaded the function: another one tries, a few times."""
-        self._deaths += 1
-        if self._deaths < TRIES and not self._closing:
+        call.deaths += 1
+        if call.deaths < TRIES and not self._closing:
             self._waiting.appendleft(call)
             return
         call.end(_no_child(why))
@@ -206,6 +201,8 @@ class _Call:
         self.slot: _Slot | None = None
         self.cancelled = False
         self.hurried = False
+        self.deaths = 0
+        """Children that died before they could begin it."""
         self._pool = pool
         self._over = False
         self._done: Done | None = done
@@ -328,7 +325,7 @@ class _Child:
         self.loaded = True
         if self._slot.call is not None and self._slot.child is self:
             self._slot.call.begin()
-        self._pool.loaded()
+        self._pool.deal()
 
     def _on_unable(self, text: str) -> None:
         self._unable = text
@@ -464,7 +461,7 @@ _HINTS = {
 
 def _manner(status: int | None) -> str:
     if status is None:
-        return "with the process that starts children"
+        return "together with the process that starts children"
     if status == NO_LINE:
         return "it had closed the connection to its parent (os.closerange, say), and was ended"
     if status >= 0:
@@ -534,8 +531,9 @@ class _Nursery:
             if child.pid is not None:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.pid, signal.SIGKILL)
-        self._process.wait()
-        for name in list(self._children):
+        manner = _manner(self._process.wait())
+        for name, child in list(self._children.items()):
+            child.unborn = f"the process that starts them died: {manner}"
             self._bury(name, None)
         self._changed.set()
 
