@@ -6,6 +6,7 @@ A child process imports this module to find them, so it imports little itself: n
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ async def never(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
 
 async def for_ever(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
     await asyncio.Event().wait()
+
+
+async def reports_its_process(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    await results.process_results({"result": keys["number"], "text": str(os.getpid())})
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,21 @@ import pytest
 from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
 from tests.contract.conftest import Make
+from tests.contract.functions import reports_its_process
+from tests.contract.modes import Mode
+from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, child, eventually, numbers
 from tests.servers import PASSWORD
 from tests.studies import experimenter as new_experimenter
 
 
-@pytest.mark.parametrize("kind", ["task", "thread", "random"])
+@pytest.mark.executes_nothing
+@pytest.mark.parametrize("kind", ["task", "thread", "process", "random"])
 async def test_six_processes_share_500_rows_and_every_row_runs_exactly_once(
     make: Make, target: Target, tmp_path: Path, kind: str
 ) -> None:
-    study: dict[str, Any] = {"keyfields": numbers(500), "n_jobs": 8}
+    study: dict[str, Any] = {"keyfields": numbers(500), "n_jobs": 2 if kind == "process" else 8}
     await make(**study).fill_table_from_config()
     calls = tmp_path / "calls"
     async with AsyncExitStack() as stack:
@@ -62,13 +66,9 @@ def test_no_password_in_pickle_or_repr(target: Target, tmp_path: Path) -> None:
     asyncio.run(experimenter.aclose())
 
 
-async def done(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-    await results.process_results({"result": keys["number"], "text": str(os.getpid())})
-
-
 async def run_one(experimenter: Experimenter) -> None:
     async with experimenter:
-        summary = await experimenter.execute(done, max_experiments=1)
+        summary = await experimenter.execute(reports_its_process, max_experiments=1)
         assert summary.done == 1
 
 
@@ -98,16 +98,16 @@ async def exit_code(method: str, function: Callable[[Experimenter], None], exper
 
 
 async def test_a_pickled_experimenter_works_in_a_spawned_child_while_the_parent_runs(
-    make: Make, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, target: Target, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     experimenter = make(keyfields=numbers(6))
     await experimenter.fill_table_from_config()
     assert await exit_code("spawn", in_child_from_elsewhere, experimenter) == 0
-    assert (await experimenter.execute(done)).done == 5
+    assert (await experimenter.execute(reports_its_process)).done == 5
     pids = {int(pid) for (pid,) in await sql(target, 'SELECT "text" FROM "experiments"')}
-    assert len(pids) == 2
-    assert os.getpid() in pids
+    assert len(pids) == 2 or (mode == "process" and 2 < len(pids) <= 1 + 4)  # each slot has a process of its own
+    assert (os.getpid() in pids) == (mode != "process")
     assert await audit(target) == {"done": 6}
     assert await sql(target, 'SELECT COUNT(*) FROM "experiments_workers"') == [(2,)]
 
@@ -120,39 +120,41 @@ async def test_a_forked_child_uses_the_experimenter_and_the_parent_goes_on_undis
 ) -> None:
     experimenter = make(keyfields=numbers(8))
     await experimenter.fill_table_from_config()
-    assert (await experimenter.execute(done, max_experiments=2)).done == 2
+    assert (await experimenter.execute(reports_its_process, max_experiments=2)).done == 2
     assert await exit_code("fork", in_child, experimenter) == 0
-    assert (await experimenter.execute(done)).done == 5
+    assert (await experimenter.execute(reports_its_process)).done == 5
     assert await audit(target) == {"done": 8}
     workers = await experimenter.workers()
     assert sorted(info.ended_done for info in workers if info.state == "stopped") == [1]
     assert [info.pid for info in workers if info.state == "live"] == [os.getpid()]
 
 
-async def test_a_fork_while_experiments_run_takes_none_of_them_along(make: Make, target: Target) -> None:
+async def test_a_fork_while_experiments_run_takes_none_of_them_along(
+    make: Make, target: Target, shared: Shared
+) -> None:
     experimenter = make(keyfields=numbers(6), n_jobs=2)
     await experimenter.fill_table_from_config()
-    began, go_on = asyncio.Event(), asyncio.Event()
+    began, go_on = shared.gate(), shared.gate()
 
     async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
         if keys["number"] == 0:
-            began.set()
-            await go_on.wait()
-        await done(keys, results, {})
+            began.open()
+            await go_on.passed()
+        await reports_its_process(keys, results, {})
 
     call = asyncio.create_task(experimenter.execute(run, experiment_ids=[1]))
-    await began.wait()
+    await began.passed()
     assert await exit_code("fork", in_child, experimenter) == 0
-    go_on.set()
+    go_on.open()
     assert (await call).done == 1
     assert await audit(target) == {"done": 2, "created": 4}
 
 
-async def test_forks_at_any_moment_of_a_busy_worker(make: Make, target: Target) -> None:
+async def test_forks_at_any_moment_of_a_busy_worker(make: Make, target: Target, mode: Mode, shared: Shared) -> None:
+    forks = 4 if mode == "process" else 12  # each of which starts processes of its own
     experimenter = make(keyfields=numbers(20))
     await experimenter.fill_table_from_config()
-
-    began: list[int] = []
+    began = shared.seen()
 
     async def report(keys: Keys, results: ResultProcessor, _: Keys) -> None:
         began.append(keys["number"])
@@ -161,8 +163,8 @@ async def test_forks_at_any_moment_of_a_busy_worker(make: Make, target: Target) 
 
     call = asyncio.create_task(experimenter.execute(report, n_jobs=4, experiment_ids=[1, 2, 3, 4]))
     await eventually(lambda: len(began) == 4)
-    codes = [await exit_code("fork", in_child, experimenter) for _ in range(12)]
-    assert codes == [0] * 12
+    codes = [await exit_code("fork", in_child, experimenter) for _ in range(forks)]
+    assert codes == [0] * forks
     await experimenter.stop()
     assert (await call).done == 4
-    assert await audit(target) == {"done": 16, "created": 4}
+    assert await audit(target) == {"done": 4 + forks, "created": 16 - forks}

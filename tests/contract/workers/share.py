@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from asyncexp import ResultProcessor, SyncResultProcessor
 from tests.contract.workers.common import ARGUMENTS, note, say, study, wait_for_word
@@ -20,7 +20,7 @@ async def as_task(keys: dict[str, Any], results: ResultProcessor, _: dict[str, A
     await results.process_results({"result": keys["number"] * 2, "text": str(os.getpid())})
 
 
-def in_thread(keys: dict[str, Any], results: SyncResultProcessor, _: dict[str, Any]) -> None:
+def plainly(keys: dict[str, Any], results: SyncResultProcessor, _: dict[str, Any]) -> None:
     note(FILE, f"{results.experiment_id} {os.getpid()}")
     results.process_logs({"steps": {"step": keys["number"], "note": str(os.getpid())}})
     results.process_results({"result": keys["number"] * 2, "text": str(os.getpid())})
@@ -31,8 +31,9 @@ async def main() -> None:
         await experimenter.counts()
         say("ready")
         wait_for_word()
-        function = as_task if KIND == "task" else in_thread
-        summary = await experimenter.execute(function, random_order=KIND == "random", progress=False)
+        function = as_task if KIND == "task" else plainly
+        pool: Literal["task", "process"] = "process" if KIND == "process" else "task"
+        summary = await experimenter.execute(function, pool=pool, random_order=KIND == "random", progress=False)
     say(asdict(summary))
 
 
