@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import random
 import resource
 import signal
 import socket
@@ -28,7 +29,7 @@ from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError, PyExperimenterError
 from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
-from tests.contract.support import Keys, eventually
+from tests.contract.support import Keys, audit, eventually
 from tests.unit.children import Study, errors
 
 SOON_SECONDS = 1.5
@@ -398,6 +399,22 @@ async def test_a_python_that_is_not_there_is_a_clear_error_and_the_rows_go_back(
     assert (await experimenter.counts())["created"] == 3
 
 
+async def test_a_system_that_forks_no_more_is_a_clear_error_and_the_rows_go_back(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As root there is no limit to run into: the process that forks children is made to find one.
+    (tmp_path / "site").mkdir()
+    refusal = "import errno, os\ndef refuse(): raise BlockingIOError(errno.EAGAIN, 'temporarily unavailable')\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(refusal + "os.fork = refuse\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    experimenter = await study(3)
+    with pytest.raises(PyExperimenterError, match=r"No child process could be started: .*temporarily.*ulimit"):
+        await experimenter.execute(lambda keys, results, custom: None)
+    assert "temporarily unavailable" in caplog.text
+    monkeypatch.delenv("PYTHONPATH")
+    assert (await experimenter.execute(lambda keys, results, custom: None)).done == 3
+
+
 async def test_many_open_files_of_the_parent_do_not_matter(study: Study) -> None:
     ends = [socket.socketpair() for _ in range(520)]
     try:
@@ -409,6 +426,43 @@ async def test_many_open_files_of_the_parent_do_not_matter(study: Study) -> None
 
 
 # ----------------------------------------------------------------------------------------------- nothing is left behind
+
+
+async def test_processes_killed_at_random_moments_cost_tries_and_nothing_else(
+    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asyncexp.pools import process as pool
+
+    monkeypatch.setattr(pool, "TRIES", 50)
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        results.process_logs({"steps": {"step": results.attempt}})
+        subprocess.Popen(["/bin/sleep", "100"], start_new_session=True)
+        results.process_results({"result": keys["number"]})
+        time.sleep(0.02)
+
+    experimenter = await study(150)
+    limits: dict[str, Any] = {"timeout": 2.0, "max_tasks_per_child": 10}
+    running = asyncio.create_task(experimenter.execute(run, n_jobs=3, retries=50, **limits))
+    while not running.done():
+        await asyncio.wait([running], timeout=chance.uniform(0, 0.2))
+        mine = psutil.Process().children(recursive=True)
+        if len(mine) > 1:
+            with suppress(ProcessLookupError):
+                chosen = mine[0] if chance.random() < 0.1 else chance.choice(mine[1:])
+                os.kill(chosen.pid, chance.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP]))
+        for process in mine[:1]:  # one that stands still could not kill a child that has had its time
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
+    assert running.result().done == 150
+    assert await audit(sqlite_target) == {"done": 150}
+    wrong = 'SELECT "ID" FROM "experiments" WHERE "result" IS NULL OR "result" <> "number"'
+    assert await sql(sqlite_target, wrong) == []
+    lines = await experimenter.get_logtable("steps")
+    assert list(lines["experiment_id"].sort_values()) == list(range(1, 151))
 
 
 def descriptors() -> set[str]:

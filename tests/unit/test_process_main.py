@@ -193,6 +193,21 @@ def test_a_function_of_a_module_beside_the_script_runs_from_any_folder(folder: P
     assert outcome(python(folder, "code/script.py")) == ["mine", "mine"]
 
 
+def test_an_exception_class_of_the_script_is_tried_again(folder: Path) -> None:
+    text = script(
+        """
+        class Shaky(Exception): pass
+        class Local(Shaky): pass
+        def run(keyfields, result_processor, custom_fields):
+            if result_processor.attempt == 1: raise Local("once")
+            result_processor.process_results({"text": "1"})
+        execute(run, retries=1, retry_on=[Shaky])
+        """
+    )
+    (folder / "script.py").write_text(text)
+    assert outcome(python(folder, "script.py")) == [1, 1]
+
+
 # ------------------------------------------------------------------------------- processes of the experiment's own
 
 POOLS = """

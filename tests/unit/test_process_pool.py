@@ -267,3 +267,14 @@ async def test_stdin_is_empty_and_the_folder_is_the_parents(study: Study, sqlite
     experimenter = await study(1)
     await experimenter.execute(run)
     assert await told(sqlite_target) == [["", str(Path.cwd()), sys.argv]]
+
+
+async def test_an_experiment_spawns_where_main_is_pytest(study: Study, sqlite_target: Target) -> None:
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        import multiprocessing
+
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            results.process_results({"text": json.dumps(pool.map(abs, [-1, 2]))})
+
+    assert (await (await study(1)).execute(run, n_jobs=1)).done == 1
+    assert await told(sqlite_target) == [[1, 2]]
