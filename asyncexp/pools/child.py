@@ -167,12 +167,15 @@ def _loaded(line: Line, setup: Setup) -> Worker | None:
 
 
 def _fields(line: Line, setup: Setup) -> Fields:
-    def encode(name: str, kind: ColumnType) -> Callable[[object], Any]:
-        return encoder(kind, warn=lambda text: line.send(("warn", f"{name}: {text}")))
+    def encode(table: str, name: str, kind: ColumnType) -> Callable[[object], Any]:
+        return encoder(kind, warn=lambda text: line.send(("warn", (table, name), f"{name}: {text}")))
 
     return Fields(
-        {name: encode(name, kind) for name, kind in setup.results.items()},
-        {table: {name: encode(name, kind) for name, kind in kinds.items()} for table, kinds in setup.logs.items()},
+        {name: encode("", name, kind) for name, kind in setup.results.items()},
+        {
+            table: {name: encode(table, name, kind) for name, kind in kinds.items()}
+            for table, kinds in setup.logs.items()
+        },
         lambda: setup.most,
     )
 

@@ -76,6 +76,8 @@ class ProcessPool:
         self._closing = False
         self._usual: float | None = None
         """Seconds that calls took lately."""
+        self._warned: set[tuple[str, str]] = set()
+        """(log table or "", column) of which a child has said something."""
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -94,6 +96,12 @@ class ProcessPool:
         if call in self._waiting:
             self._usual = STALE_SECONDS
             call.withdraw()
+
+    def warn_once(self, place: tuple[str, str], text: str) -> None:
+        """Passes on what a child says of a column, unless another one has said it."""
+        if place not in self._warned:
+            self._warned.add(place)
+            self.plan.warn(text)
 
     def took(self, seconds: float) -> None:
         """Notes how long a call took."""
@@ -350,8 +358,8 @@ class _Child:
                 call.job.report.sign()
                 call.job.report.heartbeat(progress, message)
 
-    def _on_warn(self, text: str) -> None:
-        self._pool.plan.warn(text)
+    def _on_warn(self, place: tuple[str, str], text: str) -> None:
+        self._pool.warn_once(place, text)
 
     def _on_end(self, result: Result) -> None:
         for echo in self._echoes:
