@@ -6,13 +6,12 @@ it, in class too. What is drawn here is the meaning of page "Values"; odd values
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta, timezone
+import pickle
+from collections.abc import Awaitable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,9 @@ from asyncexp.errors import (
 )
 from tests.contract import sql
 from tests.contract.conftest import Make
+from tests.contract.modes import Mode
+from tests.contract.odd_values import ODD, REFUSED
+from tests.contract.shared import Shared
 
 TYPES = {
     "short": "VARCHAR(8)",
@@ -116,18 +118,21 @@ def _check(found: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any
 
 
 @pytest.fixture
-def study(make: Make) -> Experimenter:
+def study(make: Make, mode: Mode) -> Experimenter:
     """A study with every type as a resultfield and as a column of a log table."""
     numbered = {"number": {"type": "BIGINT"}}
-    return make(keyfields=numbered, resultfields=TYPES, logtables={"lines": TYPES}, n_jobs=ROWS_PER_EXAMPLE)
+    return make(keyfields=numbered, resultfields=TYPES, logtables={"lines": TYPES}, n_jobs=_jobs(mode))
 
 
 @pytest.fixture
-def keyed(make: Make) -> Experimenter:
+def keyed(make: Make, mode: Mode) -> Experimenter:
     """A study with every type as a keyfield."""
-    return make(
-        keyfields={name: {"type": type_} for name, type_ in TYPES.items()}, resultfields={}, n_jobs=ROWS_PER_EXAMPLE
-    )
+    keyfields = {name: {"type": type_} for name, type_ in TYPES.items()}
+    return make(keyfields=keyfields, resultfields={}, n_jobs=_jobs(mode))
+
+
+def _jobs(mode: Mode) -> int:
+    return 2 if mode == "process" else ROWS_PER_EXAMPLE  # each child is a process to start, in every example
 
 
 async def _filled(experimenter: Experimenter, count: int) -> list[int]:
@@ -172,17 +177,18 @@ async def test_log_lines_come_back_as_they_were_sent(study: Experimenter, table:
 @once_a_database
 @given(table=tables)
 async def test_the_function_is_given_the_keyfields_that_were_filled(
-    keyed: Experimenter, table: list[dict[str, Any]]
+    keyed: Experimenter, shared: Shared, table: list[dict[str, Any]]
 ) -> None:
     filled = await keyed.fill_table_with_rows(table)
     again = await keyed.fill_table_with_rows(reversed(table))
     assert (again.added, again.existed) == (0, len(table))
-    given_: dict[int, dict[str, Any]] = {}
+    seen = shared.seen()
 
     async def run(keyfields: dict[str, Any], results: ResultProcessor, _: Any) -> None:
-        given_[int(results.experiment_id)] = keyfields
+        seen.append([int(results.experiment_id), pickle.dumps(keyfields).hex()])
 
     assert (await keyed.execute(run)).done == filled.added
+    given_ = {experiment_id: pickle.loads(bytes.fromhex(sent)) for experiment_id, sent in seen}  # noqa: S301
     new = [given_[experiment_id] for experiment_id in sorted(given_)]
     assert all(any(_equal_row(row, each) for each in table) for row in new)
     found = await keyed.get_table({"ID": sorted(given_)})
@@ -215,73 +221,6 @@ async def test_a_condition_finds_exactly_the_rows_with_that_value(
 
 
 # ---------------------------------------------------------------------------------------- odd values
-
-
-class Colour(enum.Enum):
-    RED = "red"
-    DEEP = 7
-
-
-LOCAL = timezone(timedelta(hours=5, minutes=30))
-ODD: list[tuple[str, Any, Any]] = [
-    ("short", "émigré 😀", "émigré 😀"),
-    ("short", Colour.RED, "red"),
-    ("whole", "12", 12),
-    ("whole", 3.0, 3),
-    ("whole", True, 1),
-    ("whole", np.int8(-3), -3),
-    ("whole", Colour.DEEP, 7),
-    ("large", np.uint64(2**63 - 1), 2**63 - 1),
-    ("large", Decimal(9007199254740993), 9007199254740993),
-    ("exact", Decimal("1.00005"), 1.0001),
-    ("exact", Decimal("-0.00001"), 0.0),
-    ("exact", "2.5", 2.5),
-    ("free", Decimal("1e-300"), 1e-300),
-    ("free", 1.5, 1.5),
-    ("double", 2**63, float(2**63)),
-    ("double", -0.0, 0.0),
-    ("double", 5e-324, 5e-324),
-    ("double", 0.1 + 0.2, 0.1 + 0.2),
-    ("double", np.float32(0.5), 0.5),
-    ("double", Decimal("0.1"), 0.1),
-    ("float", 1.7976931348623157e308, 1.7976931348623157e308),
-    ("float", 16777217, 16777217.0),
-    ("flag", np.True_, True),
-    ("flag", "false", False),
-    ("flag", 0, False),
-    ("moment", datetime(2024, 5, 6, 7, 8, 9, 123456), datetime(2024, 5, 6, 7, 8, 9, 123456)),
-    ("moment", datetime(2024, 5, 6, 7, 8, 9, tzinfo=LOCAL), datetime(2024, 5, 6, 1, 38, 9)),
-    ("moment", datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 1)),
-    ("moment", "2024-05-06T07:08:09+02:00", datetime(2024, 5, 6, 5, 8, 9)),
-    ("moment", date(1999, 12, 31), datetime(1999, 12, 31)),
-    ("moment", np.datetime64("2024-05-06T07:08:09.5"), datetime(2024, 5, 6, 7, 8, 9, 500000)),
-    ("moment", pd.Timestamp("2024-05-06", tz="UTC"), datetime(2024, 5, 6)),
-    ("moment", pd.NaT, None),
-    ("text", 2**63, "9223372036854775808"),
-    ("text", 1.5, "1.5"),
-    ("text", Path("/data/x y"), "/data/x y"),
-    ("text", {"b": [1, 2.5, None], "a": "ü"}, '{"a":"\\u00fc","b":[1,2.5,null]}'),
-    ("text", ["x", 1], '["x",1]'),
-    ("text", "", ""),
-    ("text", "trailing  ", "trailing  "),
-    ("text", "'; DROP TABLE experiments; -- %s :x ?", "'; DROP TABLE experiments; -- %s :x ?"),
-    ("text", "back\\slash\\", "back\\slash\\"),
-    ("text", "line\r\n\ttab\x1a\x08", "line\r\n\ttab\x1a\x08"),
-    ("text", np.str_("numpy"), "numpy"),
-    ("data", {"z": 1, "a": [True, None, "x"]}, {"z": 1, "a": [True, None, "x"]}),
-    ("data", [1, 2], [1, 2]),
-    ("data", "a text", "a text"),
-    ("data", 1.0, 1.0),
-    ("data", 2**70, 2**70),
-    ("data", np.arange(3), [0, 1, 2]),
-    (
-        "data",
-        {"p": PurePosixPath("a/b"), "d": date(2024, 1, 2), "e": Colour.RED},
-        {"p": "a/b", "d": "2024-01-02", "e": "red"},
-    ),
-    ("data", {1: "one", None: 0}, {"1": "one", "null": 0}),
-    ("data", {"nan": math.nan, "list": [math.inf]}, {"nan": None, "list": [None]}),
-]
 
 
 async def _each(study: Experimenter, sent: Sequence[tuple[str, Any]], how: str) -> list[Any]:
@@ -319,52 +258,26 @@ async def test_a_megabyte_of_text_comes_back(study: Experimenter, how: str) -> N
     assert await _each(study, [("text", text), ("long", text), ("data", deep)], how) == [text, text, deep]
 
 
-REFUSED = [
-    ("short", "123456789"),
-    ("short", b"bytes"),
-    ("whole", 2**31),
-    ("whole", 1.5),
-    ("whole", "one"),
-    ("large", 2**63),
-    ("large", -(2**63) - 1),
-    ("large", np.uint64(2**63)),
-    ("exact", 10**8),
-    ("exact", Decimal("99999999.99995")),
-    ("free", Decimal("1e400")),
-    ("double", 10**400),
-    ("double", "1,5"),
-    ("double", [1.0]),
-    ("flag", 2),
-    ("flag", "perhaps"),
-    ("moment", datetime(999, 12, 31)),
-    ("moment", "yesterday"),
-    ("moment", 1_700_000_000),
-    ("text", "a\0b"),
-    ("text", "half \ud83d pair"),
-    ("text", {"key\0": 1}),
-    ("text", object()),
-    ("long", {1, 2}),
-    ("data", {"x": ["\udc00"]}),
-    ("data", {"x": {1, 2}}),
-    ("data", b"bytes"),
-    ("data", lambda: None),
-]
-
-
 async def test_what_cannot_be_stored_raises_in_the_caller_and_nothing_of_the_call_is_written(
-    study: Experimenter,
+    study: Experimenter, shared: Shared
 ) -> None:
     await _filled(study, 1)
-    wrong: list[tuple[str, Any]] = []
+    wrong = shared.seen()
+
+    async def check(sent: Awaitable[None], error: type[Exception], field: str, value: Any) -> None:
+        try:
+            await sent
+        except error as raised:
+            if repr(field) in str(raised) and len(str(raised)) <= 500:
+                return
+        wrong.append([field, repr(value)])
 
     async def run(_: dict[str, Any], results: ResultProcessor, __: Any) -> None:
         for name, value in REFUSED:
             other = "long" if name != "long" else "text"
-            if await _taken(results.process_results, {other: "half", name: value}, InvalidResultFieldError, name):
-                wrong.append((name, value))
+            await check(results.process_results({other: "half", name: value}), InvalidResultFieldError, name, value)
             line = {"lines": [{other: "half"}, {name: value}]}
-            if await _taken(results.process_logs, line, InvalidLogFieldError, name):
-                wrong.append((name, value))
+            await check(results.process_logs(line), InvalidLogFieldError, name, value)
 
     assert (await study.execute(run)).done == 1
     assert wrong == []
@@ -373,6 +286,7 @@ async def test_what_cannot_be_stored_raises_in_the_caller_and_nothing_of_the_cal
     assert set(row.values()) == {None}
 
 
+@pytest.mark.executes_nothing
 async def test_what_cannot_be_stored_is_no_keyfield_and_nothing_of_the_row_is_added(keyed: Experimenter) -> None:
     await keyed.create_table()
     nothing = dict.fromkeys(TYPES)
@@ -380,14 +294,6 @@ async def test_what_cannot_be_stored_is_no_keyfield_and_nothing_of_the_row_is_ad
         with pytest.raises(ParameterCombinationError, match=f"row 0, keyfield '{name}'"):
             await keyed.fill_table_with_rows([nothing | {name: value}])
     assert len(await keyed.get_table()) == 0
-
-
-async def _taken(send: Callable[[Any], Any], what: Any, error: type[Exception], field: str) -> bool:
-    try:
-        await send(what)
-    except error as raised:
-        return f"{field!r}" not in str(raised) or len(str(raised)) > 500
-    return True
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan"), Decimal("NaN"), "inf", pd.NA])
@@ -409,6 +315,7 @@ async def test_what_is_no_number_is_stored_as_null_with_one_warning(
     assert all("double" in line for line in told)
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.float64("nan"), Decimal("Infinity"), pd.NaT, "nan"])
 async def test_what_is_no_number_is_refused_in_a_keyfield(make: Make, value: Any) -> None:
     study = make(keyfields={"rate": {"type": "DOUBLE"}, "kind": {"type": "INT"}})
@@ -417,6 +324,7 @@ async def test_what_is_no_number_is_refused_in_a_keyfield(make: Make, value: Any
     assert len(await study.get_table()) == 0
 
 
+@pytest.mark.executes_nothing
 async def test_values_that_mean_the_same_are_one_row(make: Make) -> None:
     study = make(keyfields={"rate": {"type": "DOUBLE"}, "exact": {"type": "NUMERIC(6,2)"}, "data": {"type": "JSON"}})
     alike = [
@@ -435,11 +343,11 @@ async def test_values_that_mean_the_same_are_one_row(make: Make) -> None:
     assert (await study.fill_table_with_rows(other)).added == 2
 
 
-async def test_texts_are_different_rows_to_the_byte(make: Make) -> None:
+async def test_texts_are_different_rows_to_the_byte(make: Make, shared: Shared) -> None:
     study = make(keyfields={"word": {"type": "VARCHAR(20)"}})
     words = ["a", "A", "a ", "á", "a\u0301", "😀", "😁", "", None]
     assert (await study.fill_table_with_rows([{"word": word} for word in words])).added == len(words)
-    given_: list[Any] = []
+    given_ = shared.seen()
 
     async def run(keyfields: dict[str, Any], _: ResultProcessor, __: Any) -> None:
         given_.append(keyfields["word"])
@@ -465,6 +373,7 @@ KEYS = {
 KEY_HASH = "288faf380be0e1e8286b3c768c8ba775"
 
 
+@pytest.mark.executes_nothing
 async def test_the_key_hash_is_the_same_on_every_database(keyed: Experimenter, target: Target) -> None:
     await keyed.fill_table_with_rows([KEYS])
     [(found,)] = await sql.fetch(target, 'SELECT "_key_hash" FROM "experiments"')
@@ -474,7 +383,9 @@ async def test_the_key_hash_is_the_same_on_every_database(keyed: Experimenter, t
 # ------------------------------------------------------------------------ larger than the server takes
 
 
-async def test_a_value_larger_than_the_server_takes_costs_only_its_caller(make: Make, target: Target) -> None:
+async def test_a_value_larger_than_the_server_takes_costs_only_its_caller(
+    make: Make, target: Target, shared: Shared
+) -> None:
     study = make(n_jobs=5)
     await study.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(5)])
     db = connect(target)
@@ -483,7 +394,7 @@ async def test_a_value_larger_than_the_server_takes_costs_only_its_caller(make: 
     await db.close()
     if limit > 50_000_000:
         limit = 9_000_000  # a gigabyte is more than a test should send; that much is simply stored
-    refused: list[str] = []
+    refused = shared.seen()
 
     async def run(keyfields: dict[str, Any], results: ResultProcessor, _: Any) -> None:
         text = "ü" * (limit // 2 + (1 if keyfields["number"] == 2 else -200_000))
@@ -496,8 +407,9 @@ async def test_a_value_larger_than_the_server_takes_costs_only_its_caller(make: 
     assert (await study.execute(run)).done == 5
     lengths = [len(text) for text in (await study.get_table())["text"]]
     assert [lengths[n] for n in (0, 1, 3, 4)] == [limit // 2 - 200_000] * 4
-    if refused:
-        assert "more than the server takes in one value" in refused[0]
+    if len(refused):
+        [words] = refused
+        assert "more than the server takes in one value" in words
         assert lengths[2] == len("too long")
     else:
         assert lengths[2] == limit // 2 + 1
