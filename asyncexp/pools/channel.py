@@ -121,6 +121,11 @@ class Echo:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(descriptor, self._read)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nobody holds the other end any more."""
+        return not self._open
+
     def _read(self) -> bool:
         try:
             data = os.read(self._descriptor, CHUNK)

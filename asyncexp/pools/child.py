@@ -100,8 +100,8 @@ def _dress_up(given: Given) -> None:
     sys.path[:] = given.path
     sys.argv[:] = given.argv
     sys.modules["__main__"] = _main_module(given.main)
-    sys.stdout = _line_by_line(1)
-    sys.stderr = _line_by_line(2)
+    sys.stdout = sys.stderr = None
+    _open_output()
     faulthandler.enable(file=2)
 
 
@@ -134,6 +134,13 @@ def _leave_stopping_to_the_parent(line: Line) -> None:
     for number in _STOPPING:
         signal.signal(number, heard)
     os.register_at_fork(before=before, after_in_parent=after, after_in_child=born)
+
+
+def _open_output() -> None:
+    """Whole lines to the parent; once more if an experiment has closed them."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if (stream := getattr(sys, name)) is None or getattr(stream, "closed", False):
+            setattr(sys, name, _line_by_line(descriptor))
 
 
 def _line_by_line(descriptor: int) -> TextIO:
@@ -400,6 +407,7 @@ class Worker:
 
     def run(self, keyfields: dict[str, Any], experiment_id: ExperimentId) -> None:
         """One call, and its end told."""
+        _open_output()
         ask = self._line.ask_now if self._runner is None else self._line.ask_later
         report = LineReport(experiment_id, self._line, self._fields, ask)
         processor = ResultProcessor(experiment_id, report)

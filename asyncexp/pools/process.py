@@ -37,6 +37,8 @@ AHEAD_SECONDS = 0.02
 """Calls are taken ahead while they usually take less than this, so that each begins within a moment."""
 STALE_SECONDS = 0.25
 """A call that was taken ahead and has not begun by then is given back, for others to take."""
+MOST_LOADING = 64
+"""As many orders to start a child, with their descriptors, fit into a socket."""
 TRIES = 3
 """How many children of one call may die before they could load the function."""
 _START = (
@@ -185,7 +187,8 @@ def planned(
     """
     function_bytes, sources = pickled(function)
     setup = packed(("order", Setup(function_bytes, cloudpickle.dumps(dict(custom)), sources, *fields)))
-    return Plan(setup, env, slots, max_calls, max(2, len(os.sched_getaffinity(0))), warn)
+    loading = min(max(2, len(os.sched_getaffinity(0))), MOST_LOADING)
+    return Plan(setup, env, slots, max_calls, loading, warn)
 
 
 # -------------------------------------------------------------------------------------------- calls
@@ -365,13 +368,17 @@ class _Child:
         for echo in self._echoes:
             echo.drain()
         call = self._slot.call
-        most = self._pool.plan.max_calls
-        if most is not None and self._calls >= most:
+        if self._has_had_its_day():
             self.dismiss()
             self._slot.child = None
         if call is not None:
             call.end(result)
         self._pool.deal()
+
+    def _has_had_its_day(self) -> bool:
+        most = self._pool.plan.max_calls
+        spoilt = any(echo.ended for echo in self._echoes)
+        return spoilt or (most is not None and self._calls >= most)
 
     def _answer(self, number: int, ask: Callable[[_Call], Any]) -> None:
         call = self._slot.call

@@ -169,14 +169,25 @@ async def test_the_last_words_of_a_dead_child_are_shown_and_kept_in_its_error(
     assert {"first", "last words"} <= {line.partition("Fatal")[0] for line in err.lines()}
 
 
-async def test_a_print_to_a_closed_stream_of_its_own_is_the_experiments_error(
-    study: Study, sqlite_target: Target
-) -> None:
-    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
-        sys.stdout.close()
-        if keys["number"] == 1:
-            print("hello")
+def closes_the_stream() -> None:
+    sys.stdout.close()
 
-    summary = await (await study(2)).execute(run, n_jobs=1, max_tasks_per_child=1)
-    assert (summary.done, summary.error) == (1, 1)
-    assert "closed file" in (await errors(sqlite_target))[1]
+
+def closes_the_descriptors() -> None:
+    os.close(1)
+    os.close(2)
+
+
+@pytest.mark.parametrize("close", [closes_the_stream, closes_the_descriptors])
+async def test_output_that_an_experiment_closes_is_open_for_the_next(
+    study: Study, replaced: Replaced, close: Callable[[], None]
+) -> None:
+    out = replaced("stdout")
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        print("hello", keys["number"])
+        if keys["number"] == 1:
+            close()
+
+    assert (await (await study(4)).execute(run, n_jobs=1)).done == 4
+    assert out.lines() == [f"hello {number}" for number in range(4)]
