@@ -75,9 +75,22 @@ class Session:
         """
         async with self._starting:
             if not self._opened:
-                await self.patiently(lambda: self._database.open(create_database=create_database), wait_seconds)
+                await self.patiently(lambda: self._connect_first(create_database), wait_seconds)
                 await self.patiently(self.study.set_clock, wait_seconds)
                 self._opened = True
+
+    async def _connect_first(self, create_database: bool) -> None:
+        self._must_be_open()
+        try:
+            await self._database.open(create_database=create_database)
+        finally:
+            if self._closed:  # meanwhile, and maybe before there was anything to close
+                await self._database.close()
+        self._must_be_open()
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise DatabaseConnectionError("The experimenter was closed while a call began.")
 
     async def prepare(self, *, make: bool, again: bool = False, wait_seconds: float = 0.0) -> None:
         """Sees to it that the tables are there and as configured: once, or `again` for what adds or takes rows.
@@ -130,8 +143,7 @@ class Session:
         """Registers this worker and starts its sign of life and its writer, once."""
         async with self._starting:
             await self.patiently(lambda: self._sign_in(lease_seconds), wait_seconds)
-            if self._closed:
-                raise DatabaseConnectionError("The experimenter was closed while a call began.")
+            self._must_be_open()
             if self._writer is not None:
                 self._keep_lease(interval_seconds, lease_seconds)
                 return

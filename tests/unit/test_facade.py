@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,16 @@ async def test_a_file_that_goes_away_under_its_worker_ends_the_run_with_one_erro
 
         with pytest.raises(DatabaseConnectionError, match=r"experiments\.db was moved, deleted or replaced"):
             await one.execute(takes_it_away, n_jobs=1, grace=0.1)
+
+
+async def test_closed_while_first_calls_open_it_nothing_stays_open(sqlite_target: Target, tmp_path: Path) -> None:
+    one = experimenter(tmp_path, sqlite_target)
+    await one.create_table()
+    await one.aclose()
+    for steps in range(40):
+        calls = [asyncio.create_task(one.counts()) for _ in range(3)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await one.aclose()
+        for failure in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(failure, (dict, DatabaseConnectionError)), failure
