@@ -59,9 +59,9 @@ class Background:
             work.cancel()
             work.gone.wait()
             raise
-        if work.task.cancelled():
-            raise DatabaseConnectionError("The experimenter was closed while a call was under way.")
         try:
+            if work.closed:
+                raise DatabaseConnectionError("The experimenter was closed while a call was under way.")
             return work.task.result()
         finally:
             del work  # its exception would refer to this frame, and this frame to it
@@ -88,6 +88,7 @@ class Background:
         """Ends the loop; calls under way elsewhere are told. Twice is no error."""
         if self._loop is None or self._loop not in _running:
             return
+        self._loop.closing = True
         self.wait(self._last())
         with _lock:
             loop, self._loop = self._loop, None
@@ -111,15 +112,22 @@ class _Work(Generic[T]):
         self.gone = threading.Event()
         self._over = over
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed under it, rather than ended."""
+        if self.task.cancelled():
+            return True
+        return self._loop.closing and isinstance(self.task.exception(), DatabaseConnectionError)
+
     def post(self, loop: _Loop) -> None:
-        self._loop = loop.loop
-        self._loop.call_soon_threadsafe(self._begin)
+        self._loop = loop
+        loop.loop.call_soon_threadsafe(self._begin)
 
     def cancel(self) -> None:
-        self._loop.call_soon_threadsafe(lambda: self.task.cancel())
+        self._loop.loop.call_soon_threadsafe(lambda: self.task.cancel())
 
     def _begin(self) -> None:
-        self.task = self._loop.create_task(self.coroutine)
+        self.task = self._loop.loop.create_task(self.coroutine)
         self.task.add_done_callback(self._end)
 
     def _end(self, _: asyncio.Task[T]) -> None:
@@ -133,6 +141,7 @@ class _Loop:
     def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run, name="asyncexp loop", daemon=True)
+        self.closing = False
         self._last = last
         self._ending = asyncio.Event()
         _see_to_the_exit()
