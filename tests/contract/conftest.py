@@ -10,7 +10,7 @@ import pytest
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
-from tests.contract.modes import CLASSES, MODES, ExecutesNothing, Mode
+from tests.contract.modes import CLASSES, LEFT_OUT, MODES, ExecutesNothing, Mode
 from tests.contract.shared import Shared
 from tests.studies import experimenter
 
@@ -23,9 +23,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _modes(test: pytest.Item) -> tuple[Mode, ...]:
-    if test.get_closest_marker("in_process_only") or test.get_closest_marker("executes_nothing"):
-        return ("task",)
-    return MODES
+    left_out = {each for name, modes in LEFT_OUT.items() if test.get_closest_marker(name) for each in modes}
+    return tuple(each for each in MODES if each not in left_out)
 
 
 @pytest.fixture

@@ -1,19 +1,33 @@
 """In how many ways the contract suite runs: experiment functions in this process, in child processes, and called for
 through the blocking class.
 
-A test that takes `make` runs once in each mode. One whose functions are by nature those of this process
-says so, `@pytest.mark.in_process_only("why")`; so does one that runs no function, `@pytest.mark.executes_nothing`.
+A test that takes `make` runs once in each mode, or says why not: `@pytest.mark.in_process_only("why")` if its
+functions are by nature those of this process and its event loop, `@pytest.mark.asyncio_only("why")` if a blocking
+call cannot be made so, `@pytest.mark.executes_nothing`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from concurrent.futures import Future
+from typing import Any, Literal, Self, TypeVar, cast
 
 from asyncexp import Experimenter, ExperimentStatus, Summary
+from asyncexp.sync import PyExperimenter
 
-Mode = Literal["task", "process"]
-MODES: tuple[Mode, ...] = ("task", "process")
+T = TypeVar("T")
+Mode = Literal["task", "process", "blocking"]
+MODES: tuple[Mode, ...] = ("task", "process", "blocking")
+
+LEFT_OUT: dict[str, tuple[Mode, ...]] = {
+    "in_process_only": ("process", "blocking"),
+    "asyncio_only": ("blocking",),
+    "executes_nothing": ("process",),
+}
+"""Markers, and the modes in which a test that has one does not run."""
 
 
 class InTasks(Experimenter):
@@ -57,4 +71,48 @@ class ExecutesNothing(Experimenter):
         return None
 
 
-CLASSES: dict[Mode, type[Experimenter]] = {"task": InTasks, "process": InProcesses}
+class Blocking:
+    """A `PyExperimenter` for tests that await: each call is one of its, made in a thread of its own."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self.blocking = PyExperimenter(*arguments, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name.startswith("_"):
+            return getattr(self.blocking._experimenter, name)
+        found = getattr(self.blocking, name)
+        return functools.partial(in_thread, found) if callable(found) else found
+
+    async def aclose(self) -> None:
+        await in_thread(self.blocking.close)
+
+    async def __aenter__(self) -> Self:
+        await in_thread(self.blocking.__enter__)
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await in_thread(self.blocking.__exit__, *error)
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """What the function returns. Cancelled, it leaves the function to itself: a blocking call cannot be cancelled."""
+    ended: Future[T] = Future()
+    ended.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            ended.set_result(function(*arguments, **keywords))
+        except BaseException as error:  # noqa: BLE001  (it is raised in the test)
+            ended.set_exception(error)
+
+    threading.Thread(target=call, name="blocking call").start()
+    return await asyncio.wrap_future(ended)
+
+
+CLASSES: dict[Mode, type[Experimenter]] = {
+    "task": InTasks,
+    "process": InProcesses,
+    "blocking": cast("type[Experimenter]", Blocking),  # to a test it looks like one
+}

@@ -37,6 +37,7 @@ from asyncexp.experiment import ExperimentId
 from asyncexp.results import from_thread
 from tests.contract.conftest import Make
 from tests.contract.functions import Joined
+from tests.contract.modes import Mode
 from tests.contract.shared import Gate, Seen, Shared
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
@@ -47,6 +48,7 @@ from tests.studies import experimenter as new_experimenter
 
 servers_only = pytest.mark.parametrize("provider", ["postgresql", "mysql"])
 both_kinds = pytest.mark.parametrize("kind", ["def", "async"])
+CLOSED = "closed while a (worker was attached|call was under way)"
 STUDY: dict[str, Any] = {"keyfields": numbers(3), "execution": {"heartbeat_interval": 0.1, "lease": 1}}
 """A study whose workers look often at what became of their experiments."""
 SLOW: dict[str, Any] = {"keyfields": numbers(3), "execution": {"heartbeat_interval": 50, "lease": 200}}
@@ -299,9 +301,12 @@ async def test_a_plain_function_that_returns_a_coroutine_is_an_error(make: Make,
 
 
 @pytest.mark.parametrize("function", [lambda: 1, lambda keys, results: 1, "reports", None])
-async def test_what_cannot_be_a_worker_function_is_refused(make: Make, function: Any) -> None:
+async def test_what_cannot_be_a_worker_function_is_refused(make: Make, mode: Mode, function: Any) -> None:
     words = r"called with \(result_processor\)" if callable(function) else "it must be a function"
-    with pytest.raises(InvalidConfigError, match=f"worker_function is .*{words}"):
+    wrong: tuple[type[Exception], str] = (InvalidConfigError, f"worker_function is .*{words}")
+    if mode == "blocking" and function is None:  # there it means that none was given
+        wrong = TypeError, "takes worker_function"
+    with pytest.raises(wrong[0], match=wrong[1]):
         await make(**STUDY).attach(function, 1)
 
 
@@ -312,8 +317,11 @@ async def test_what_is_no_time_to_wait_is_refused(make: Make, wait: Any) -> None
 
 
 @pytest.mark.parametrize("given", ["1", 1.0, None, 2**63, [1]])
-async def test_what_is_no_id_is_refused(make: Make, given: Any) -> None:
-    with pytest.raises(ParameterCombinationError, match="whole numbers"):
+async def test_what_is_no_id_is_refused(make: Make, mode: Mode, given: Any) -> None:
+    wrong: tuple[type[Exception], str] = (ParameterCombinationError, "whole numbers")
+    if mode == "blocking" and given is None:  # there it means that none was given
+        wrong = TypeError, "takes experiment_id"
+    with pytest.raises(wrong[0], match=wrong[1]):
         await make(**STUDY).attach(reports, given)
 
 
@@ -387,6 +395,7 @@ async def test_from_a_main_function_that_is_a_thread(make: Make, target: Target)
     await all_landed(target)
 
 
+@pytest.mark.asyncio_only("the blocking class is such a caller")
 @both_kinds
 async def test_by_hand_for_a_caller_that_runs_the_function_in_its_own_thread(
     make: Make, target: Target, kind: str, shared: Shared
@@ -597,13 +606,19 @@ async def test_it_waits_for_an_experiment_that_begins_later(make: Make, target: 
     await all_landed(target)
 
 
-async def test_waiting_ends_with_its_time_or_its_task(make: Make, target: Target) -> None:
+async def test_waiting_ends_with_its_time(make: Make) -> None:
     experimenter = make(**STUDY)
     await experimenter.fill_table_from_config()
     began = time.monotonic()
     with pytest.raises(ExperimentLostError, match=r"Waited 0\.3 s"):
         await experimenter.attach(reports, 1, wait=0.3)
     assert 0.3 <= time.monotonic() - began < 5
+
+
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
+async def test_waiting_ends_with_its_task(make: Make) -> None:
+    experimenter = make(**STUDY)
+    await experimenter.fill_table_from_config()
     waiting = asyncio.create_task(experimenter.attach(reports, 1, wait=math.inf))
     await eventually(lambda: bool(experimenter._attachments))
     waiting.cancel()
@@ -838,6 +853,7 @@ async def test_that_it_should_stop_is_heard_of_in_an_attached_worker(
     assert await lines(target) == [(1, 1, 0, None)]
 
 
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_cancelling_attach_cancels_an_async_worker_and_keeps_what_it_sent(
     make: Make, target: Target, shared: Shared
 ) -> None:
@@ -863,6 +879,7 @@ async def test_cancelling_attach_cancels_an_async_worker_and_keeps_what_it_sent(
         assert not at.experimenter._attachments
 
 
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_cancelling_attach_stops_waiting_for_a_plain_worker(
     make: Make, target: Target, shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -891,6 +908,7 @@ async def test_cancelling_attach_stops_waiting_for_a_plain_worker(
     assert await lines(target) == [(1, 1, 1, None)]
 
 
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 @both_kinds
 async def test_cancelling_at_any_moment_leaves_nothing_behind(
     make: Make, target: Target, kind: str, shared: Shared
@@ -950,11 +968,12 @@ async def test_closing_the_experimenter_ends_the_wait_for_an_experiment(
     waiting = asyncio.create_task(other.attach(reports, 1, wait=60))
     await eventually(lambda: bool(other._attachments))
     await other.aclose()
-    with pytest.raises(DatabaseConnectionError, match="closed while a worker was attached"):
+    with pytest.raises(DatabaseConnectionError, match=CLOSED):
         await asyncio.wait_for(waiting, 10)
     assert await attached_rows(target) == []
 
 
+@pytest.mark.asyncio_only("the loop of a blocking call is not the caller's")
 @both_kinds
 async def test_an_event_loop_that_ends_around_it_leaves_nothing_behind(
     make: Make, target: Target, shared: Shared, kind: str
@@ -981,7 +1000,7 @@ async def test_an_attached_worker_may_close_its_experimenter(make: Make, target:
 
     other = make(**SLOW)
     async with running(make(**SLOW), shared) as at:
-        with pytest.raises(DatabaseConnectionError, match="closed while a worker was attached"):
+        with pytest.raises(DatabaseConnectionError, match=CLOSED):
             await asyncio.wait_for(other.attach(worker, at.id), 10)
     assert await lines(target) == [(1, 1, 1, None)]
 

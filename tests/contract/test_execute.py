@@ -261,6 +261,7 @@ async def fail_alike(keys: Keys, results: ResultProcessor, _: Keys) -> None:
     raise ValueError(f"number {keys['number']}")
 
 
+@pytest.mark.asyncio_only("the drop-in goes on, as PyExperimenter does")
 async def test_twenty_first_failures_alike_stop_the_call(
     make: Make, target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -90,22 +90,20 @@ async def test_a_study_with_any_names_runs_as_any_other(tmp_path: Path, target: 
         await _whole_run(made, target, table, keyfield, field, log, column)
 
 
-async def test_names_of_63_bytes_are_kept_whole(tmp_path: Path, target: Target) -> None:
+async def test_names_of_63_bytes_are_kept_whole(make: Make, target: Target) -> None:
     key, field = "k" * 63, "ß" * 31 + "x"
     table = "t" * (63 - len("_codecarbon"))
     log, column = "l" * (63 - len(table) - 2), "c" * 62 + "%"
-    made = experimenter(
-        tmp_path,
-        target,
+    made = make(
         table=table,
         keyfields={key: {"type": "INT", "index": True}, "seed": {"type": "INT"}},
         resultfields={field: "VARCHAR(40)", "x" * 62 + "1": "INT", "x" * 62 + "2": "INT"},
         logtables={log: {column: "INT"}},
     )
-    async with made:
-        await _whole_run(made, target, table, key, field, log, column)
+    await _whole_run(made, target, table, key, field, log, column)
 
 
+@pytest.mark.executes_nothing
 async def test_names_that_differ_keep_their_case(make: Make, target: Target) -> None:
     await make(table="MixedCase", keyfields={"LearningRate": {"type": "DOUBLE"}}).create_table()
     assert "MixedCase" in await sql.tables(target)

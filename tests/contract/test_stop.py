@@ -123,6 +123,7 @@ async def by_wait_for(call: Awaitable[Summary], seconds: float) -> None:
 WAYS: tuple[Way, ...] = (by_task, by_task_twice, by_scope, by_wait_for)
 
 
+@pytest.mark.asyncio_only("a blocking call is not cancelled: Ctrl-C is its way")
 async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost(
     make: Make, target: Target, mode: Mode
 ) -> None:
@@ -141,6 +142,7 @@ async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost
     await everything_ran(experimenter, target, count)
 
 
+@pytest.mark.asyncio_only("a blocking call is not cancelled: Ctrl-C is its way")
 async def test_a_first_call_cancelled_at_any_moment_can_be_made_again(make: Make, target: Target, mode: Mode) -> None:
     count, steps = (3_000, 48) if mode == "task" else (200, 12)
     await filled(make, count)
@@ -158,6 +160,7 @@ async def test_a_first_call_cancelled_at_any_moment_can_be_made_again(make: Make
     await everything_ran(last, target, count)
 
 
+@pytest.mark.asyncio_only("a blocking call is not cancelled: Ctrl-C is its way")
 async def test_a_call_cancelled_while_its_worker_is_registered_can_be_made_again(
     make: Make, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +188,7 @@ async def _cancel_after(event: asyncio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
+@pytest.mark.asyncio_only("a blocking call is not cancelled: Ctrl-C is its way")
 async def test_cancelling_stops_at_once_whatever_the_grace(
     make: Make, target: Target, shared: Shared, mode: Mode
 ) -> None:
@@ -195,7 +199,7 @@ async def test_cancelling_stops_at_once_whatever_the_grace(
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(call, 10)
-    assert len(run.cancelled) == (5 if mode == "task" else 0)
+    assert len(run.cancelled) == (0 if mode == "process" else 5)
     assert await audit(target) == {"created": 10}
     assert await sql(target, 'SELECT DISTINCT "text", "start_date", "_worker" FROM "experiments"') == [(None,) * 3]
     assert await sql(target, 'SELECT DISTINCT "outcome" FROM "experiments_attempts"') == [("released",)]
@@ -323,7 +327,7 @@ async def test_after_grace_what_still_runs_is_cancelled_and_goes_back(
     summary = await call
     assert time.monotonic() - began >= 0.2
     assert (summary.released, summary.done) == (3, 0)
-    assert len(run.cancelled) == (3 if mode == "task" else 0)
+    assert len(run.cancelled) == (0 if mode == "process" else 3)
     assert await audit(target) == {"created": 8}
 
 
@@ -371,6 +375,7 @@ async def running(experimenter: Experimenter, run: Tasks, **keywords: Any) -> As
         await asyncio.wait([call])
 
 
+@pytest.mark.asyncio_only("the main thread, which gets the signals, is that of the test's event loop")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("handle", [None, True])
 async def test_a_signal_stops_gracefully_and_the_handlers_come_back(
@@ -386,6 +391,7 @@ async def test_a_signal_stops_gracefully_and_the_handlers_come_back(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.asyncio_only("the main thread, which gets the signals, is that of the test's event loop")
 async def test_two_runs_share_the_handlers_until_the_last_has_ended(make: Make, shared: Shared) -> None:
     before = signal.getsignal(signal.SIGTERM)
     experimenter = await filled(make, 20)
@@ -397,6 +403,7 @@ async def test_two_runs_share_the_handlers_until_the_last_has_ended(make: Make, 
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.asyncio_only("the main thread, which gets the signals, is that of the test's event loop")
 async def test_signals_are_left_alone_when_told_so_or_when_others_handle_them(make: Make, shared: Shared) -> None:
     experimenter = await filled(make, 8)
     before = signal.getsignal(signal.SIGTERM)
