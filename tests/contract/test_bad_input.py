@@ -33,6 +33,7 @@ from asyncexp.errors import (
 from tests.contract import sql
 from tests.contract.conftest import Make
 from tests.contract.functions import never
+from tests.contract.modes import Mode
 from tests.contract.support import eventually
 from tests.servers import PASSWORD, Server, free_port
 from tests.studies import experimenter as study
@@ -363,12 +364,15 @@ async def test_a_wrong_keyword_of_execute_is_named_and_nothing_is_claimed(make: 
 
 
 @pytest.mark.parametrize("function", [None, "run", 7, {}])
-async def test_what_cannot_be_called_is_no_experiment_function(make: Make, function: Any) -> None:
+async def test_what_cannot_be_called_is_no_experiment_function(make: Make, mode: Mode, function: Any) -> None:
     experimenter = make()
     await experimenter.fill_table_from_config()
     with pytest.raises(InvalidConfigError, match=r"experiment_function is .*; it must be a function"):
         await experimenter.execute(function)
-    with pytest.raises(InvalidConfigError, match=r"experiment_function is .*; it must be a function"):
+    wrong: tuple[type[Exception], str] = (InvalidConfigError, r"experiment_function is .*; it must be a function")
+    if mode == "blocking" and function is None:  # there it means that none was given
+        wrong = TypeError, "takes experiment_function"
+    with pytest.raises(wrong[0], match=wrong[1]):
         await experimenter.add_experiment_and_execute({"number": 99, "kind": "a"}, function)
     assert await experimenter.counts() == {"created": 10, "running": 0, "done": 0, "error": 0, "paused": 0}
 

@@ -268,6 +268,7 @@ async def test_a_returned_created_keeps_results_and_lines_for_the_next_attempt(m
 # ------------------------------------------------------------------ released, retried: results go, lines hide
 
 
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_lines(
     make: Make, target: Target, shared: Shared
 ) -> None:
@@ -283,6 +284,7 @@ async def test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_
     assert await _steps(experimenter) == [2]
 
 
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_a_cancelled_attempt_that_continued_goes_back_to_paused_with_what_it_had(
     make: Make, target: Target, shared: Shared
 ) -> None:
@@ -298,6 +300,7 @@ async def test_a_cancelled_attempt_that_continued_goes_back_to_paused_with_what_
     assert await _steps(experimenter) == [1, 3]
 
 
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_a_cancelled_attempt_after_a_returned_created_keeps_the_results(
     make: Make, target: Target, shared: Shared
 ) -> None:

@@ -304,6 +304,7 @@ async def test_results_are_held_while_somebody_holds_the_sqlite_file(
 
 
 @servers_only
+@pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_a_run_that_is_told_to_stop_while_the_database_is_away_ends_in_time(
     make: Make,
     target: Target,
