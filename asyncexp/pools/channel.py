@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from asyncexp.pools.frames import Frames, packed
 
-CHUNK = 262_144
+CHUNK = 65_536
 LINE_BYTES = 65_536
 """A longer line is shown in pieces."""
 LAST_LINES = 20
@@ -33,6 +33,8 @@ class Channel:
         self._got = got
         self._ended = ended
         self._frames = Frames()
+        self._messages: deque[Any] = deque()
+        """Read, not yet passed on."""
         self._unsent = bytearray()
         self._open = True
         self._paused = False
@@ -73,17 +75,23 @@ class Channel:
             self.close()
             self._ended()
             return False
-        for message in self._frames.feed(data):
-            self._got(message)
+        self._messages += self._frames.feed(data)
+        self._pass_on()
         return self._open
+
+    def _pass_on(self) -> None:
+        while self._messages and not self._paused:
+            self._got(self._messages.popleft())
 
     def drain(self) -> None:
         """Takes all that has come; for a process that is dead and sends no more."""
         while self._open and self._read():
             continue
+        while self._messages:
+            self._got(self._messages.popleft())
 
     def pause(self) -> None:
-        """Reads no more until `resume`, so that the other process has to wait when it sends."""
+        """Passes nothing on and reads no more until `resume`, so that the other process has to wait when it sends."""
         if self._open and not self._paused:
             self._paused = True
             self._loop.remove_reader(self._sock)
@@ -91,7 +99,9 @@ class Channel:
     def resume(self) -> None:
         if self._open and self._paused:
             self._paused = False
-            self._loop.add_reader(self._sock, self._read)
+            self._pass_on()
+            if self._open and not self._paused:
+                self._loop.add_reader(self._sock, self._read)
 
     def close(self) -> None:
         if self._open:

@@ -37,6 +37,8 @@ AHEAD_SECONDS = 0.02
 """Calls are taken ahead while they usually take less than this, so that each begins within a moment."""
 STALE_SECONDS = 0.25
 """A call that was taken ahead and has not begun by then is given back, for others to take."""
+LINE_BYTES = 65_536
+"""What a child may have sent and its parent not read; then it waits."""
 MOST_LOADING = 64
 """As many orders to start a child, with their descriptors, fit into a socket."""
 TRIES = 3
@@ -411,10 +413,10 @@ class _Child:
 
     def died(self, status: int | None) -> None:
         """It is dead and buried; None: nobody knows how."""
-        if self._limit is not None:
-            self._limit.cancel()
         self.channel.drain()
         self.channel.close()
+        if self._limit is not None:
+            self._limit.cancel()
         for echo in self._echoes:
             echo.drain()
             echo.close()
@@ -450,6 +452,7 @@ def _streams() -> tuple[socket.socket, socket.socket, list[tuple[int, int]]]:
     """Both ends of a line, and of pipes for two streams; all or nothing."""
     with ExitStack() as undo:
         mine, its = map(undo.enter_context, socket.socketpair())
+        its.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINE_BYTES)
         outs = []
         for _ in range(2):
             outs.append(os.pipe())
