@@ -62,6 +62,8 @@ class Background:
         try:
             if work.closed:
                 raise DatabaseConnectionError("The experimenter was closed while a call was under way.")
+            if work.carried is not None:
+                raise work.carried
             return work.task.result()
         finally:
             del work  # its exception would refer to this frame, and this frame to it
@@ -119,6 +121,12 @@ class _Work(Generic[T]):
             return True
         return self._loop.closing and isinstance(self.task.exception(), DatabaseConnectionError)
 
+    @property
+    def carried(self) -> BaseException | None:
+        """What was raised that a task cannot raise."""
+        error = self.task.exception()
+        return error.error if isinstance(error, _Carried) else None
+
     def post(self, loop: _Loop) -> None:
         self._loop = loop
         loop.loop.call_soon_threadsafe(self._begin)
@@ -127,12 +135,36 @@ class _Work(Generic[T]):
         self._loop.loop.call_soon_threadsafe(lambda: self.task.cancel())
 
     def _begin(self) -> None:
-        self.task = self._loop.loop.create_task(self.coroutine)
+        self.task = self._loop.loop.create_task(_carrying(self.coroutine))
         self.task.add_done_callback(self._end)
 
     def _end(self, _: asyncio.Task[T]) -> None:
+        self.coroutine.close()  # which has not begun if the task was cancelled before
         self.gone.set()
         self._over()
+
+
+class _Carried(Exception):
+    """Brings what a task cannot raise to who waits for it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def _carrying(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:  # which would end the loop
+        raise _Carried(error) from None
+    except asyncio.CancelledError as error:
+        if _is_being_cancelled():
+            raise
+        raise _Carried(error) from None  # by the caller's own function
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Loop:
