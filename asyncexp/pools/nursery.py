@@ -23,6 +23,8 @@ from asyncexp.pools import child
 from asyncexp.pools.frames import Frames, packed
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+TO_A_WHOLE_JOB = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What SLURM, systemd and terminals send to every process of a job is for the parent to answer, which ends this one."""
 CHUNK = 65536
 MOST_DESCRIPTORS = 64
 LAST_LOOK_SECONDS = 5.0
@@ -85,8 +87,7 @@ def _fill_standard_streams() -> None:
 
 def _watch_children() -> tuple[int, int]:
     reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    # What reaches every process of a job (SLURM and systemd send such) is not for this one: the parent ends it.
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGCHLD, *TO_A_WHOLE_JOB):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     return reads, writes

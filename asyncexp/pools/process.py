@@ -332,7 +332,12 @@ class _Child:
 
     def _got(self, message: tuple[Any, ...]) -> None:
         kind, *what = message
-        getattr(self, f"_on_{kind}")(*what)
+        try:
+            getattr(self, f"_on_{kind}")(*what)
+        except Exception as failure:  # noqa: BLE001  (an event loop would log it, and the run would wait for ever)
+            self.kill()
+            if (call := self._slot.call) is not None:
+                call.end(Broken(failure))
 
     def _on_loaded(self) -> None:
         self.loaded = True

@@ -219,3 +219,14 @@ def test_processes_that_an_experiment_starts_end_by_sigterm_as_ever(folder: Path
     with parent(folder, "waits", script=script) as process:
         said, _ = process.communicate(timeout=60)
     assert said.split() == ["8", "0", "0", "None"]
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_for_the_parents_own_handler_ends_no_child(folder: Path, name: str) -> None:
+    with parent(folder, "waits") as process:
+        [nursery] = psutil.Process(process.pid).children()
+        for each in [nursery, *nursery.children()]:
+            each.send_signal(getattr(signal, name))
+        (folder / "gate").touch()
+        said, _ = process.communicate(timeout=10)
+    assert said.split() == ["4", "0", "0", "None"]

@@ -24,7 +24,7 @@ from asyncexp.db.base import Target
 from asyncexp.errors import InvalidConfigError
 from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
-from tests.contract.support import Keys, eventually
+from tests.contract.support import Keys, eventually, statuses
 from tests.unit.children import Study, errors, some_done, told
 
 # ----------------------------------------------------------------------------------- what may be sent there
@@ -278,3 +278,19 @@ async def test_an_experiment_spawns_where_main_is_pytest(study: Study, sqlite_ta
 
     assert (await (await study(1)).execute(run, n_jobs=1)).done == 1
     assert await told(sqlite_target) == [[1, 2]]
+
+
+async def test_a_fault_of_ours_on_the_way_ends_the_run_and_gives_the_rows_back(
+    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug in asyncexp")
+
+    monkeypatch.setattr("asyncexp.pools.process._Child._on_results", broken)
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        results.process_results({"result": 1})
+
+    with pytest.raises(RuntimeError, match="a bug in asyncexp"):
+        await (await study(3)).execute(run, n_jobs=2)
+    assert await statuses(sqlite_target) == {"created": 3}
