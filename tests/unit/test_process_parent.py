@@ -229,4 +229,4 @@ def test_a_signal_for_the_parents_own_handler_ends_no_child(folder: Path, name: 
             each.send_signal(getattr(signal, name))
         (folder / "gate").touch()
         said, _ = process.communicate(timeout=10)
-    assert said.split() == ["4", "0", "0", "None"]
+    assert said.split() == ["8", "0", "0", "None"]
