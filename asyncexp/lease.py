@@ -11,8 +11,9 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from asyncexp import provenance
 from asyncexp.db.base import Database, MissingTable, Outage
@@ -20,6 +21,9 @@ from asyncexp.store import workers
 from asyncexp.store.claim import Worker
 from asyncexp.store.study import Study
 from asyncexp.store.workers import Request
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FIRST_WAIT_SECONDS = 0.1
 CLOSE_LIMIT_SECONDS = 10.0
@@ -121,6 +125,7 @@ class Service:
 
     async def _work(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(_DaemonThreads())
         self._wake = asyncio.Event()
         study = self._main_study.sibling(self._connect())
         try:
@@ -199,3 +204,20 @@ class Service:
             return  # the tables were dropped, this worker's row with them
         except (Outage, TimeoutError) as away:
             self._logger.warning("The end of worker %s could not be noted: %s", self._worker.id, away)
+
+
+class _DaemonThreads(ThreadPoolExecutor):
+    """Resolves names and finds out facts also while the interpreter ends, when its own executors take no more work."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        threading.Thread(target=_answer, args=(future, lambda: fn(*args, **kwargs)), daemon=True).start()
+        return future
+
+
+def _answer(future: Future[T], job: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(job())
+        except BaseException as failure:  # noqa: BLE001  (raised to who waits for it)
+            future.set_exception(failure)
