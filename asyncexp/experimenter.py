@@ -361,13 +361,15 @@ class Experimenter:
     ) -> Summary:
         """Claims rows and runs the function for each, until nothing is left to claim.
 
-        The function is called `(keyfields, result_processor, custom_fields)`; `async def` runs as a task, `def`
-        in a thread. None or DONE ends the row as done, an exception as error, and the others go on.
+        The function is called `(keyfields, result_processor, custom_fields)`; `async def` runs as a task, `def` in a
+        child process. None or DONE ends the row as done, an exception as error, and the others go on.
 
         Args:
             max_experiments: attempts that this call starts at most; -1: all.
             random_order: in random order instead of that of the IDs.
             n_jobs: how many at once; None: as configured; -1: the usable cores.
+            pool: `"process"`: in child processes, one a slot, `async def` too; `"task"`: in this process, `def` in
+                threads.
             where: only rows with these keyfield values; a list means any of them.
             experiment_ids: only these rows.
             from_status: `"paused"` continues paused rows.

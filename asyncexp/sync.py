@@ -184,6 +184,8 @@ class PyExperimenter:
             random_order: in random order instead of that of the IDs.
             n_jobs: how many at once; None: as configured; -1: the usable cores.
             max_experiments: attempts that this call starts at most; -1: all.
+            pool: `"process"`: in child processes, one a slot, `async def` too; `"task"`: in this process, `def` in
+                threads.
             where: only rows with these keyfield values; a list means any of them.
             experiment_ids: only these rows.
             from_status: `"paused"` continues paused rows.
