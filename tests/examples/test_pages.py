@@ -1,0 +1,138 @@
+"""What the pages for those who come from PyExperimenter say: each row of their tables has its test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from asyncexp.db.base import Target
+from asyncexp.sync import PyExperimenter, ResultProcessor
+from tests.examples.test_examples import ROOT, block, run, statuses
+from tests.studies import write_configuration, write_credentials
+
+MENDED = {
+    "rows run twice": ["test_several_processes_share_500_rows_and_every_row_runs_exactly_once"],
+    "`max_experiments` above": ["test_max_experiments_counts_what_a_call_starts"],
+    "`attach` is refused": [
+        "test_an_experiment_that_does_not_run_is_not_joined_and_the_message_says_what_it_does",
+        "test_from_a_multiprocessing_child",
+        "test_the_predecessor_cannot_run_the_others",
+    ],
+    "a missing `n_jobs`": ["test_what_is_left_out_has_the_documented_default"],
+    "`use_ssh_tunnel` in the file": ["test_the_older_spelling_of_use_ssh_tunnel"],
+    "`stepsize`, `CUSTOM`": ["test_one_thing_wrong", "test_the_case_of_section_names_does_not_count"],
+    "ranges of fractions": ["test_a_range_excludes_its_stop"],
+    "NUMERIC on MySQL": ["test_results_come_back_as_they_were_sent"],
+    "another order of keys": [
+        "test_rows_go_by_name_whatever_the_order_of_their_keys",
+        "test_the_same_list_twice_adds_nothing",
+        "test_values_are_the_same_if_their_column_says_so",
+    ],
+    "dicts of the caller": [
+        "test_callers_rows_are_left_as_they_are",
+        "test_what_the_caller_gives_is_never_changed_nor_kept",
+    ],
+    "`reset` takes two": [
+        "test_a_reset_that_fails_half_way_changes_nothing",
+        "test_reset_makes_the_rows_anew_under_new_ids_and_removes_all_that_was_theirs",
+        "test_reset_of_several_statuses_and_of_all",
+    ],
+    "`add_experiment_and_execute`": ["test_a_new_row_is_added_claimed_and_run"],
+    "the grid comes": ["test_the_grid_is_filled_in_product_order_and_ids_follow_it"],
+    "CodeCarbon 3": [],
+    "`table_name=` leaves": ["test_log_tables_follow_another_table_name"],
+    "an `async def`": [
+        "test_whatever_gives_a_coroutine_runs_as_a_task",
+        "test_an_async_function_runs_as_a_task_in_this_process",
+    ],
+    "KeyboardInterrupt": ["test_a_signal_stops_gracefully_and_the_handlers_come_back"],
+    "so does `kill -9`": [],
+    "a million rows": ["test_200_000_rows_in_flat_memory"],
+    "dates of `get_table`": ["test_dtypes_are_those_of_the_columns_with_values_without_and_with_no_row"],
+    "an error does not say": ["test_an_unknown_field_names_the_nearest_and_nothing_of_the_call_is_written"],
+    "a credentials file": ["test_a_secret_that_others_can_read_is_refused"],
+    "CodeCarbon writes": [],
+    "one exception ends": [
+        "test_twenty_first_failures_alike_stop_the_call",
+        "test_errors_alike_do_not_stop_a_call_unless_that_is_asked_for",
+    ],
+    "a typo in a metric": [
+        "test_a_new_resultfield_is_null_in_old_rows_and_takes_values_from_then_on",
+        "test_reset_by_keyfields_and_by_ids",
+        "test_delete_removes_the_rows_and_all_that_was_theirs",
+    ],
+    "CodeCarbon asks": [],
+    "`groupby(": ["test_the_page_from_top_to_bottom"],
+    "rows of an interrupted run": ["test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_lines"],
+    "`yes`, `012`": ["test_one_thing_wrong"],
+}
+"""Beginnings of rows, in the page's order, and the tests of what they say is here."""
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of the rows of the table under a title of the page."""
+    page = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_every_row_of_the_mended_table_that_is_here_has_its_test() -> None:
+    rows = table("What was mended")
+    assert len(rows) == len(MENDED)
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for (was, _, state), (beginning, tests) in zip(rows, MENDED.items(), strict=True):
+        assert was.startswith(beginning)
+        assert bool(tests) == state.startswith("here")
+        missing = [test for test in tests if not re.search(rf"^(async )?def {test}\(", sources, re.MULTILINE)]
+        assert not missing
+
+
+def test_log_tables_follow_another_table_name(target: Target, tmp_path: Path) -> None:
+    path, credentials = write_configuration(tmp_path, target, n_jobs=1), write_credentials(tmp_path, target)
+
+    def note(_: dict[str, object], results: ResultProcessor, __: object) -> None:
+        results.process_logs({"steps": {"step": 1, "note": "there"}})
+
+    with (
+        PyExperimenter(path, credentials, log_file=None) as first,
+        PyExperimenter(path, credentials, None, "others", log_file=None) as second,
+    ):
+        first.fill_table_from_config()
+        second.fill_table_from_config()
+        second.execute(note)
+        assert len(first.get_logtable("steps")) == 0
+        assert len(second.get_logtable("steps")) == 10
+        first.delete_table()
+        assert len(second.get_logtable("steps")) == 10
+
+
+STUDY = {
+    "n_jobs": 2,
+    "Database": {
+        "provider": "sqlite",
+        "database": "study",
+        "table": {
+            "name": "runs",
+            "keyfields": {"seed": {"type": "INT", "values": [1, 2, 3]}},
+            "resultfields": {"total": "INT"},
+        },
+        "logtables": {"parts": {"part": "INT", "found": "INT"}},
+    },
+}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_the_readmes_attach_and_its_lines_without_asyncio(tmp_path: Path, n_jobs: int) -> None:
+    """Typed one below the other; the second `experimenter` is the one that the workers use."""
+    (tmp_path / "config").mkdir()
+    configuration = yaml.safe_dump({"PY_EXPERIMENTER": STUDY | {"n_jobs": n_jobs}})
+    (tmp_path / "config" / "experiment_configuration.yml").write_text(configuration)
+    lines = 'print("lines", len(experimenter.get_logtable("parts")))\n'
+    (tmp_path / "run.py").write_text(block("starmap") + block("print(experimenter.get_table())") + lines)
+    out, _ = run(tmp_path, tmp_path)
+    assert "lines 24" in out
+    assert statuses(tmp_path / "study.db", "runs") == {"done": 3}
