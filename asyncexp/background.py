@@ -17,6 +17,7 @@ from asyncexp.errors import DatabaseConnectionError
 
 T = TypeVar("T")
 
+LOOK_SECONDS = 0.5
 JOIN_LIMIT_SECONDS = 10.0
 EXIT_LIMIT_SECONDS = 60.0
 """So long the interpreter's exit waits for rows to be given back and for connections to be closed."""
@@ -38,7 +39,7 @@ class Background:
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """What the coroutine returns; as `run`."""
         over = threading.Event()
-        return self.run(coroutine, over.wait, over.set)
+        return self.run(coroutine, functools.partial(_wait_for, over), over.set)
 
     def run(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], object], over: Callable[[], object]) -> T:
         """Runs a coroutine on the loop; what it returns.
@@ -52,12 +53,12 @@ class Background:
             DatabaseConnectionError: it was closed meanwhile.
         """
         work = _Work(coroutine, over)
-        self._begin(work)
         try:
+            with _lock:
+                work.post(self._running())
             meanwhile()
         except BaseException:
-            work.cancel()
-            work.gone.wait()
+            work.abort()
             raise
         try:
             if work.closed:
@@ -67,14 +68,6 @@ class Background:
             return work.task.result()
         finally:
             del work  # its exception would refer to this frame, and this frame to it
-
-    def _begin(self, work: _Work[Any]) -> None:
-        try:
-            with _lock:
-                work.post(self._running())
-        except BaseException:
-            work.coroutine.close()
-            raise
 
     def _running(self) -> _Loop:
         if self._loop is None or self._loop not in _running:
@@ -110,16 +103,20 @@ class _Work(Generic[T]):
     task: asyncio.Task[T]
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], over: Callable[[], object]) -> None:
-        self.coroutine = coroutine
-        self.gone = threading.Event()
+        self._coroutine = coroutine
+        self._gone = threading.Event()
         self._over = over
+        self._loop: _Loop | None = None
+        self._begun = False
 
     @property
     def closed(self) -> bool:
         """Whether it was closed under it, rather than ended."""
         if self.task.cancelled():
             return True
-        return self._loop.closing and isinstance(self.task.exception(), DatabaseConnectionError)
+        return (
+            self._loop is not None and self._loop.closing and isinstance(self.task.exception(), DatabaseConnectionError)
+        )
 
     @property
     def carried(self) -> BaseException | None:
@@ -131,16 +128,28 @@ class _Work(Generic[T]):
         self._loop = loop
         loop.loop.call_soon_threadsafe(self._begin)
 
-    def cancel(self) -> None:
-        self._loop.loop.call_soon_threadsafe(lambda: self.task.cancel())
+    def abort(self) -> None:
+        """Cancels it, as far as it has come; returns when it has ended."""
+        if self._loop is None:
+            self._coroutine.close()
+            return
+        self._loop.loop.call_soon_threadsafe(self._abort)
+        _wait_for(self._gone)
 
     def _begin(self) -> None:
-        self.task = self._loop.loop.create_task(_carrying(self.coroutine))
+        self.task = asyncio.get_running_loop().create_task(_carrying(self._coroutine))
+        self._begun = True
         self.task.add_done_callback(self._end)
 
-    def _end(self, _: asyncio.Task[T]) -> None:
-        self.coroutine.close()  # which has not begun if the task was cancelled before
-        self.gone.set()
+    def _abort(self) -> None:
+        if self._begun:
+            self.task.cancel()
+        else:  # it was interrupted before it was handed over
+            self._end()
+
+    def _end(self, _: asyncio.Task[T] | None = None) -> None:
+        self._coroutine.close()  # which has not begun if the task was cancelled before
+        self._gone.set()
         self._over()
 
 
@@ -165,6 +174,12 @@ async def _carrying(coroutine: Coroutine[Any, Any, T]) -> T:
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _wait_for(event: threading.Event) -> None:
+    """Returns when it is set; looks for signals meanwhile: one that comes just before a wait does not interrupt it."""
+    while not event.wait(LOOK_SECONDS):
+        continue
 
 
 class _Loop:

@@ -103,6 +103,21 @@ def interrupt_main(target: Interruptible) -> None:
     What the main thread does, a system call too, is interrupted by a signal of our own.
     """
     _interrupted.append(target)
+    _nudge_main()
+
+
+def interrupt_again(target: Interruptible) -> bool:
+    """Whether the main thread has not noticed yet; then the signal is sent again.
+
+    One that comes between Python's last look and the system call it is about to make does not interrupt that.
+    """
+    if target not in _interrupted:
+        return False
+    _nudge_main()
+    return True
+
+
+def _nudge_main() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 

@@ -11,7 +11,11 @@ from enum import Enum, auto
 
 from asyncexp.pools.base import Cancelled, Done, Handle, Job, Result
 from asyncexp.pools.task import called
-from asyncexp.signals import interrupt_main
+from asyncexp.signals import interrupt_again, interrupt_main
+
+INSIST_SECONDS = 0.5
+LOOK_SECONDS = 0.5
+"""So often a waiting thread looks for signals: one that comes just before a wait begins does not interrupt it."""
 
 
 class CallerPool:
@@ -42,9 +46,14 @@ class CallerPool:
         Raises:
             KeyboardInterrupt: it came here or into a function, and not from us; that experiment has not ended yet.
         """
-        while (handle := self._calls.get()) is not None:
+        while (handle := self._next()) is not None:
             handle.run()
             del handle
+
+    def _next(self) -> CallerHandle | None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._calls.get(timeout=LOOK_SECONDS)
 
     def end(self) -> None:
         """No more calls come: `serve` returns when the function under way, if any, has; from any thread."""
@@ -86,10 +95,16 @@ class CallerHandle:
             if self.inside and self._interruptible:
                 # Sent under the lock: once the function is left, no interruption of ours comes.
                 interrupt_main(self)
+                self._loop.call_later(INSIST_SECONDS, self._insist)
             if self._stage in (_Stage.INSIDE, _Stage.ENDED):
                 return
             self._stage = _Stage.ENDED
         self._loop.call_soon(self._tell, Cancelled())
+
+    def _insist(self) -> None:
+        with self._lock:
+            if self.inside and interrupt_again(self):
+                self._loop.call_later(INSIST_SECONDS, self._insist)
 
     def withdraw(self) -> None:
         return

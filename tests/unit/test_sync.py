@@ -8,6 +8,7 @@ import gc
 import inspect
 import os
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from asyncexp.errors import (
     ParameterCombinationError,
 )
 from asyncexp.sync import ExperimentStatus, PyExperimenter, ResultProcessor
-from tests.contract.shared import Shared
+from tests.contract.shared import Shared, until
 from tests.contract.support import numbers
 from tests.studies import write_configuration
 
@@ -505,6 +506,58 @@ def test_forgotten_it_is_closed_when_it_is_collected(make: Make, sqlite_target: 
         thread.join(10)
     assert not any(thread.is_alive() for thread in new)
     assert stopped(sqlite_target) == [True]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("kind", ["task", "calling thread"])
+def test_a_signal_that_does_not_interrupt_the_waiting_thread_is_heard(make: Make, kind: str, name: str) -> None:
+    one = make(count=1)
+    one.fill_table_from_config()
+    number = getattr(signal, name)
+
+    async def waits(keys: Keys, results: Any, custom: Keys) -> None:
+        signal.pthread_kill(threading.get_ident(), number)
+        await until(lambda: results.should_stop)
+
+    def fails_first(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), number)).start()
+        raise ValueError("wait for the next try")
+
+    function = waits if kind == "task" else fails_first
+    assert one.execute(function, retries=1, retry_delay=60).stopped_by == name
+
+
+def test_an_interruption_that_the_main_thread_overslept_is_sent_again(
+    make: Make, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make(execution={"grace": 0.05})
+    one.fill_table_from_config()
+    began = shared.gate()
+    sent: list[int] = []
+
+    def kill(thread: int, number: int) -> None:
+        sent.append(number)
+        if len(sent) > 1:  # the first comes just before the sleep begins
+            pthread_kill(thread, number)
+
+    pthread_kill = signal.pthread_kill
+    monkeypatch.setattr(signal, "pthread_kill", kill)
+
+    def sleeps(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        began.open()
+        time.sleep(20)
+
+    def stop() -> None:
+        began.wait()
+        one.stop()
+
+    with ThreadPoolExecutor(1) as threads:
+        stopping = threads.submit(stop)
+        start = time.monotonic()
+        assert one.execute(sleeps).released == 1
+        assert time.monotonic() - start < 10
+        stopping.result(10)
+    assert sent == [signal.SIGINT] * 2
 
 
 def test_closing_while_a_call_is_under_way_stops_it_and_gives_its_rows_back(
