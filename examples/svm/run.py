@@ -15,7 +15,6 @@ from sklearn.model_selection import StratifiedKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from threadpoolctl import threadpool_limits
 
 from asyncexp import Experimenter
 
@@ -83,5 +82,4 @@ async def main():
 
 
 if __name__ == "__main__":
-    with threadpool_limits(1):  # two experiments at once, one core each
-        asyncio.run(main())
+    asyncio.run(main())
