@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from asyncexp.db.base import Target
+from asyncexp.errors import SshTunnelError
 from asyncexp.sync import PyExperimenter, ResultProcessor
 from tests.examples.test_examples import ROOT, block, run, statuses
 from tests.studies import write_configuration, write_credentials
@@ -71,6 +72,32 @@ MENDED = {
 }
 """Beginnings of rows, in the page's order, and the tests of what they say is here."""
 
+REFUSED = {
+    "a credentials file": ["test_a_secret_that_others_can_read_is_refused", "test_the_clients_files_are_guarded_too"],
+    "an unknown key": ["test_one_thing_wrong", "test_a_key_twice_is_told_with_both_places"],
+    "`yes`, `012`": ["test_one_thing_wrong"],
+    "names that begin": ["test_one_thing_wrong"],
+    "a row with a missing": [
+        "test_a_bad_row_names_index_and_field_and_earlier_batches_stay",
+        "test_a_row_that_cannot_be_stored_adds_nothing",
+        "test_nan_is_refused_in_a_keyfield",
+    ],
+    "an unknown result": [
+        "test_an_unknown_field_names_the_nearest_and_nothing_of_the_call_is_written",
+        "test_what_cannot_be_stored_raises_in_the_caller_and_nothing_of_the_call_is_written",
+        "test_a_bad_line_raises_at_once_and_nothing_of_the_call_is_written",
+    ],
+    "`attach` to": ["test_an_experiment_that_does_not_run_is_not_joined_and_the_message_says_what_it_does"],
+    "`add_experiment_and_execute`": ["test_a_row_that_exists_otherwise_is_an_error_that_says_its_status"],
+    "`reset_experiments()`": ["test_no_filter_at_all_is_an_error_and_so_is_an_unknown_one"],
+    "a function that": ["test_a_function_that_takes_other_arguments_is_refused_before_a_row_is_claimed"],
+    "filling, executing": ["test_a_table_of_the_predecessor_is_told_as_one_and_left_alone"],
+    "a table of another": ["test_another_structure_is_an_error_that_names_the_difference_and_the_way_out"],
+    "SQLite on": ["test_sqlite_on_a_network_file_system_is_refused"],
+    "`experimenter.config`": ["test_inner_parts_of_the_predecessor_are_not_there"],
+    "`use_ssh_tunnel: true`": ["test_a_tunnel_is_refused_until_there_is_one"],
+}
+
 
 def table(title: str) -> list[list[str]]:
     """The cells of the rows of the table under a title of the page."""
@@ -80,15 +107,44 @@ def table(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
+def missing(tests: list[str]) -> list[str]:
+    """Those that are not among the tests."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    return [test for test in tests if not re.search(rf"^(async )?def {test}\(", sources, re.MULTILINE)]
+
+
 def test_every_row_of_the_mended_table_that_is_here_has_its_test() -> None:
     rows = table("What was mended")
     assert len(rows) == len(MENDED)
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for (was, _, state), (beginning, tests) in zip(rows, MENDED.items(), strict=True):
         assert was.startswith(beginning)
         assert bool(tests) == state.startswith("here")
-        missing = [test for test in tests if not re.search(rf"^(async )?def {test}\(", sources, re.MULTILINE)]
-        assert not missing
+        assert not missing(tests)
+
+
+def test_every_row_of_what_is_refused_has_its_test() -> None:
+    rows = table("What is refused now, and why")
+    assert len(rows) == len(REFUSED)
+    for (what, _), (beginning, tests) in zip(rows, REFUSED.items(), strict=True):
+        assert what.startswith(beginning)
+        assert not missing(tests)
+
+
+def test_inner_parts_of_the_predecessor_are_not_there(sqlite_target: Target, tmp_path: Path) -> None:
+    experimenter = PyExperimenter(write_configuration(tmp_path, sqlite_target), log_file=None)
+    assert not {"config", "db_connector"} & {*dir(experimenter)}
+    assert experimenter.configuration.database.table.name == "experiments"
+
+
+@pytest.mark.parametrize("provider", ["postgresql", "mysql"])
+def test_a_tunnel_is_refused_until_there_is_one(target: Target, tmp_path: Path) -> None:
+    credentials = write_credentials(tmp_path, target)
+    assert credentials is not None
+    content = yaml.safe_load(credentials.read_text())
+    content["CREDENTIALS"]["Connection"]["Ssh"] = {"address": "127.0.0.1"}
+    credentials.write_text(yaml.safe_dump(content))
+    with pytest.raises(SshTunnelError, match=r"not there yet.*ssh -L"):
+        PyExperimenter(write_configuration(tmp_path, target), credentials, True, log_file=None).fill_table_from_config()
 
 
 def test_log_tables_follow_another_table_name(target: Target, tmp_path: Path) -> None:
