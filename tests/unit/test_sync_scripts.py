@@ -50,9 +50,9 @@ async def listens_later(keyfields, results, custom):
     await results.process_results({"text": "listened"})
 
 def is_deaf(keyfields, results, custom):
-    SEEN.append(os.getpid())
     results.process_results({"text": "half"})
     try:
+        SEEN.append(os.getpid())
         while True:
             time.sleep(1)  # a signal just before a sleep is heard after it
     except BaseException as error:
@@ -60,9 +60,9 @@ def is_deaf(keyfields, results, custom):
         raise
 
 async def is_deaf_later(keyfields, results, custom):
-    SEEN.append(os.getpid())
     await results.process_results({"text": "half"})
     try:
+        SEEN.append(os.getpid())
         await asyncio.sleep(1000)
     except BaseException as error:
         SEEN.append(type(error).__name__)
