@@ -17,7 +17,7 @@ from asyncexp import attach, config, logs, provenance
 from asyncexp.attach import Attachment
 from asyncexp.db import connect
 from asyncexp.db.base import Database, T
-from asyncexp.db.whole import shielded
+from asyncexp.db.whole import immortal, shielded
 from asyncexp.errors import (
     DatabaseCreationError,
     DatabaseError,
@@ -243,10 +243,10 @@ class Experimenter:
     def _forget_strangers(self) -> None:
         """Drops what belongs to another process or to a loop that was closed."""
         if self._pid != os.getpid():
-            for session in self._sessions.values():
-                session.abandon()
-            for attachment in self._attachments:
-                attachment.abandon()
+            strangers: list[Session | Attachment] = [*self._sessions.values(), *self._attachments]
+            for stranger in strangers:
+                stranger.abandon()
+                immortal(stranger)  # else its tasks, which wait on the parent's event loop, would complain
             self._sessions.clear()
             self._attachments.clear()
             self._pid = os.getpid()
