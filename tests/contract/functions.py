@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncexp import ExperimentStatus, ResultProcessor
-from tests.contract.shared import Gate, Seen
+from tests.contract.shared import Gate, Seen, until
 
 Keys = dict[str, Any]
 
@@ -29,6 +32,123 @@ async def for_ever(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
 
 async def reports_its_process(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
     await results.process_results({"result": keys["number"], "text": str(os.getpid())})
+
+
+async def done(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    await results.process_results({"result": keys["number"]})
+
+
+async def short(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    """Two lines, which name the attempt, and a result, within 10 ms."""
+    await results.process_logs({"steps": [{"step": results.attempt, "note": "a"}, {"step": results.attempt}]})
+    await asyncio.sleep(random.uniform(0, 0.01))
+    await results.process_results({"result": keys["number"] * 2})
+
+
+async def fail_alike(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    raise ValueError(f"number {keys['number']}")
+
+
+ENDS = [None, *(ExperimentStatus(name) for name in ("done", "error", "paused", "created"))]
+
+
+async def mixed(keys: Keys, results: ResultProcessor, custom: Keys) -> ExperimentStatus | None:
+    """Each of the ends that there are, by number; the sixth fails."""
+    if keys["number"] == len(ENDS):
+        raise ValueError("number five")
+    return ENDS[keys["number"]]
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class AsObject:
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        await done(keys, results, custom)
+
+    async def method(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        await done(keys, results, custom)
+
+
+async def scaled(factor: int, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+    await done(keys, results, custom)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Notes which rows it is called for."""
+
+    seen: Seen
+    status: ExperimentStatus | None = None
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> ExperimentStatus | None:
+        self.seen.append([int(results.experiment_id), keys])
+        return self.status
+
+    @property
+    def ids(self) -> list[int]:
+        return [number for number, _ in self.seen]
+
+    @property
+    def keys(self) -> list[Keys]:
+        return [keys for _, keys in self.seen]
+
+
+@dataclass(frozen=True)
+class Flaky:
+    """Fails the first `failures` attempts at each row."""
+
+    failures: int
+    error: BaseException = field(default_factory=lambda: OSError("shaky"))
+    times: Seen | None = None
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        if self.times is not None:
+            self.times.append(time.monotonic())
+        if results.attempt <= self.failures:
+            raise self.error
+
+
+@dataclass(frozen=True)
+class Stoppable:
+    """Says when it has begun, and waits for ever, or for `should_stop`."""
+
+    began: Seen
+    cancelled: Seen
+    """What it saw of its cancellation; a child that is killed sees nothing."""
+    end: Callable[[Keys], Any] | None = None
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> Any:
+        await results.process_results({"text": "kept"})
+        await results.process_logs({"steps": {"step": results.attempt}})
+        self.began.append(keys["number"])
+        try:
+            await until(lambda: self.end is not None and results.should_stop)
+        except asyncio.CancelledError:
+            self.cancelled.append(keys["number"])
+            raise
+        return self.end(keys) if self.end else None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Waits until it is cancelled, told to stop, or let go."""
+
+    began: Seen
+    let_go: Gate
+    cancelled: Seen
+    """What it saw of its cancellation; a child that is killed sees nothing."""
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        await results.process_results({"result": 1})
+        self.began.append(int(results.experiment_id))
+        try:
+            await self.let_go.passed()
+        except asyncio.CancelledError:
+            self.cancelled.append(int(results.experiment_id))
+            raise
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -13,31 +12,12 @@ from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, SyncResult
 from asyncexp.db.base import Target
 from asyncexp.errors import InvalidConfigError, ParameterCombinationError
 from tests.contract.conftest import Make
+from tests.contract.functions import Ran
 from tests.contract.shared import Seen, Shared, until
 from tests.contract.sql import execute as change
 from tests.contract.support import Keys, audit, numbers, statuses
 
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
-
-
-@dataclass(frozen=True)
-class Ran:
-    """An experiment function that notes which rows it was called for."""
-
-    seen: Seen
-    status: ExperimentStatus | None = None
-
-    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus | None:
-        self.seen.append([int(results.experiment_id), keys])
-        return self.status
-
-    @property
-    def ids(self) -> list[int]:
-        return [number for number, _ in self.seen]
-
-    @property
-    def keys(self) -> list[Keys]:
-        return [keys for _, keys in self.seen]
 
 
 async def filled(make: Make, count: int, **study: Any) -> Experimenter:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +19,11 @@ import pytest
 from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
+from tests.contract import functions
 from tests.contract.conftest import Make
+from tests.contract.functions import ENDS, AsObject, Flaky, Unprintable, done, fail_alike, mixed, scaled
 from tests.contract.modes import Mode
-from tests.contract.shared import Seen, Shared
+from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually, numbers
 from tests.studies import experimenter as new_experimenter
@@ -40,19 +41,7 @@ async def errors(target: Target) -> list[str]:
     return [text for (text,) in await sql(target, 'SELECT "error" FROM "experiments" ORDER BY "ID"')]
 
 
-async def done(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-    await results.process_results({"result": keys["number"]})
-
-
 # ------------------------------------------------------------------------------------------------ the ends
-
-ENDS = [None, *(ExperimentStatus(name) for name in ("done", "error", "paused", "created"))]
-
-
-async def mixed(keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus | None:
-    if keys["number"] == 5:
-        raise ValueError("number five")
-    return ENDS[keys["number"]]
 
 
 def check_mixed(summary: Summary) -> None:
@@ -71,7 +60,7 @@ async def test_what_a_function_returns_or_raises_is_the_state_of_its_row(make: M
     text = (await errors(target))[5]
     assert text.startswith("Traceback (most recent call last):")
     assert text.endswith("ValueError: number five\n")
-    assert __file__ in text
+    assert functions.__file__ in text
     await audit(target)
 
 
@@ -83,11 +72,6 @@ async def test_plain_functions_end_alike(make: Make, target: Target) -> None:
 
     check_mixed(await (await filled(make, 6)).execute(run))
     await audit(target)
-
-
-class Unprintable(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
 
 
 RAISED: list[tuple[Callable[[], BaseException], str]] = [
@@ -153,19 +137,7 @@ async def test_a_plain_function_that_returns_a_coroutine_is_told_so(make: Make, 
     assert "coroutine" in (await errors(target))[0]
 
 
-class Callable_:
-    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        await done(keys, results, {})
-
-    async def method(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        await done(keys, results, {})
-
-
-async def scaled(factor: int, keys: Keys, results: ResultProcessor, _: Keys) -> None:
-    await done(keys, results, {})
-
-
-@pytest.mark.parametrize("function", [Callable_(), Callable_().method, partial(scaled, 2), partial(Callable_())])
+@pytest.mark.parametrize("function", [AsObject(), AsObject().method, partial(scaled, 2), partial(AsObject())])
 async def test_whatever_gives_a_coroutine_runs_as_a_task(make: Make, target: Target, function: Any) -> None:
     assert (await (await filled(make, 2)).execute(function)).done == 2
     assert await sql(target, 'SELECT "result" FROM "experiments" ORDER BY "ID"') == [(0.0,), (1.0,)]
@@ -185,21 +157,6 @@ async def test_functions_get_keyfields_and_custom_fields_of_their_own(make: Make
 
 
 # ------------------------------------------------------------------------------------------------ tries again
-
-
-@dataclass(frozen=True)
-class Flaky:
-    """Fails the first `failures` attempts at each row."""
-
-    failures: int
-    error: BaseException = field(default_factory=lambda: OSError("shaky"))
-    times: Seen | None = None
-
-    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        if self.times is not None:
-            self.times.append(time.monotonic())
-        if results.attempt <= self.failures:
-            raise self.error
 
 
 async def test_a_failure_is_tried_again_within_the_same_call(make: Make, target: Target) -> None:
@@ -257,10 +214,6 @@ async def test_a_returned_error_is_not_tried_again(make: Make) -> None:
 # ------------------------------------------------------------------------------------------------ max_errors
 
 
-async def fail_alike(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-    raise ValueError(f"number {keys['number']}")
-
-
 @pytest.mark.asyncio_only("the drop-in goes on, as PyExperimenter does")
 async def test_twenty_first_failures_alike_stop_the_call(
     make: Make, target: Target, caplog: pytest.LogCaptureFixture
@@ -270,7 +223,7 @@ async def test_twenty_first_failures_alike_stop_the_call(
     assert await audit(target) == {"error": 20, "created": 40}
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert "ValueError" in line
-    assert Path(__file__).name in line
+    assert Path(functions.__file__).name in line
 
 
 async def test_what_runs_when_the_errors_are_too_many_ends_in_peace(make: Make, target: Target, shared: Shared) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from asyncexp import Experimenter, ResultProcessor, Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from tests.contract.conftest import Make
+from tests.contract.functions import Held
 from tests.contract.modes import Mode
-from tests.contract.shared import Gate, Seen, Shared, until
+from tests.contract.shared import Shared, until
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually, numbers
@@ -28,25 +28,6 @@ from tests.studies import experimenter as new_experimenter
 
 QUICK = {"heartbeat_interval": 0.2, "lease": 1}
 """How soon requests are noticed where the database has no NOTIFY."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """An experiment function that waits until it is cancelled, told to stop, or let go."""
-
-    began: Seen
-    let_go: Gate
-    cancelled: Seen
-    """What it saw of its cancellation; a child that is killed sees nothing."""
-
-    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
-        await results.process_results({"result": 1})
-        self.began.append(int(results.experiment_id))
-        try:
-            await self.let_go.passed()
-        except asyncio.CancelledError:
-            self.cancelled.append(int(results.experiment_id))
-            raise
 
 
 def new_held(shared: Shared) -> Held:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -24,8 +23,9 @@ from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
 from asyncexp.store import workers
 from tests.contract.conftest import Make
+from tests.contract.functions import Stoppable, short
 from tests.contract.modes import Mode
-from tests.contract.shared import Seen, Shared, until
+from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.studies import experimenter as new_experimenter
@@ -39,38 +39,12 @@ async def filled(make: Make, count: int, **study: Any) -> Experimenter:
     return experimenter
 
 
-@dataclass(frozen=True)
-class Tasks:
-    """An experiment function that says when it has begun, and waits for ever, or for `should_stop`."""
-
-    began: Seen
-    cancelled: Seen
-    """What it saw of its cancellation; a child that is killed sees nothing."""
-    end: Callable[[Keys], Any] | None = None
-
-    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> Any:
-        await results.process_results({"text": "kept"})
-        await results.process_logs({"steps": {"step": results.attempt}})
-        self.began.append(keys["number"])
-        try:
-            await until(lambda: self.end is not None and results.should_stop)
-        except asyncio.CancelledError:
-            self.cancelled.append(keys["number"])
-            raise
-        return self.end(keys) if self.end else None
-
-    async def all_began(self, count: int) -> None:
-        await eventually(lambda: len(self.began) == count)
+def tasks(shared: Shared, end: Callable[[Keys], Any] | None = None) -> Stoppable:
+    return Stoppable(shared.seen(), shared.seen(), end)
 
 
-def tasks(shared: Shared, end: Callable[[Keys], Any] | None = None) -> Tasks:
-    return Tasks(shared.seen(), shared.seen(), end)
-
-
-async def short(keys: Keys, results: ResultProcessor, _: Keys) -> None:
-    await results.process_logs({"steps": [{"step": results.attempt, "note": "a"}, {"step": results.attempt}]})
-    await asyncio.sleep(random.uniform(0, 0.01))
-    await results.process_results({"result": keys["number"] * 2})
+async def all_began(run: Stoppable, count: int) -> None:
+    await eventually(lambda: len(run.began) == count)
 
 
 async def everything_ran(experimenter: Experimenter, target: Target, count: int) -> None:
@@ -196,7 +170,7 @@ async def test_cancelling_stops_at_once_whatever_the_grace(
     experimenter = await filled(make, 10)
     run = tasks(shared)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=5, grace=600))
-    await run.all_began(5)
+    await all_began(run, 5)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(call, 10)
@@ -234,7 +208,7 @@ async def test_closing_stops_what_runs_and_gives_it_back(make: Make, target: Tar
     experimenter = await filled(make, 6)
     run = tasks(shared)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=3))
-    await run.all_began(3)
+    await all_began(run, 3)
     await experimenter.aclose()
     assert (await call).released == 3
     assert await audit(target) == {"created": 6}
@@ -269,7 +243,7 @@ async def test_stop_lets_tasks_finish_and_claims_no_more(make: Make, target: Tar
     experimenter = await filled(make, 20)
     run = tasks(shared, end=lambda _: None)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=4))
-    await run.all_began(4)
+    await all_began(run, 4)
     assert len(await experimenter.stop()) == 1
     summary = await call
     assert (summary.done, summary.released, summary.stopped_by) == (4, 0, "stop")
@@ -301,7 +275,7 @@ async def test_what_returns_created_or_paused_within_grace_keeps_its_results(
     ends = (ExperimentStatus.CREATED, ExperimentStatus.PAUSED)
     run = tasks(shared, end=lambda keys: ends[keys["number"] % 2])
     call = asyncio.create_task(experimenter.execute(run, n_jobs=4))
-    await run.all_began(4)
+    await all_began(run, 4)
     await experimenter.stop()
     summary = await call
     assert (summary.released, summary.paused) == (2, 2)
@@ -310,7 +284,7 @@ async def test_what_returns_created_or_paused_within_grace_keeps_its_results(
     assert len(await experimenter.get_logtable("steps")) == 4
     again = tasks(shared, end=lambda _: None)
     call = asyncio.create_task(experimenter.execute(again, experiment_ids=[1, 3]))
-    await again.all_began(2)
+    await all_began(again, 2)
     await experimenter.stop()
     assert (await call).done == 2
     assert sorted((await experimenter.get_logtable("steps", {"experiment_id": 1}))["step"]) == [1, 2]
@@ -322,7 +296,7 @@ async def test_after_grace_what_still_runs_is_cancelled_and_goes_back(
     experimenter = await filled(make, 8)
     run = tasks(shared)
     call = asyncio.create_task(experimenter.execute(run, n_jobs=3, grace=0.2))
-    await run.all_began(3)
+    await all_began(run, 3)
     began = time.monotonic()
     await experimenter.stop()
     summary = await call
@@ -355,7 +329,7 @@ async def test_a_stopped_experimenter_runs_again_when_asked(make: Make, target: 
     for _ in range(2):
         run = tasks(shared, end=lambda _: None)
         call = asyncio.create_task(experimenter.execute(run, n_jobs=4))
-        await run.all_began(4)
+        await all_began(run, 4)
         await experimenter.stop()
         assert (await call).stopped_by == "stop"
     summary = await experimenter.execute(short)
@@ -367,9 +341,9 @@ async def test_a_stopped_experimenter_runs_again_when_asked(make: Make, target: 
 
 
 @asynccontextmanager
-async def running(experimenter: Experimenter, run: Tasks, **keywords: Any) -> AsyncIterator[asyncio.Task[Summary]]:
+async def running(experimenter: Experimenter, run: Stoppable, **keywords: Any) -> AsyncIterator[asyncio.Task[Summary]]:
     call = asyncio.create_task(experimenter.execute(run, n_jobs=2, **keywords))
-    await run.all_began(2)
+    await all_began(run, 2)
     yield call
     if not call.done():
         call.cancel()
