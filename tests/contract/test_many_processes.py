@@ -26,13 +26,13 @@ from tests.servers import PASSWORD
 from tests.studies import experimenter as new_experimenter
 
 
-@pytest.mark.executes_nothing
 @pytest.mark.parametrize(("kind", "count"), [("task", 6), ("thread", 6), ("process", 2), ("random", 6)])
 async def test_several_processes_share_500_rows_and_every_row_runs_exactly_once(
-    make: Make, target: Target, tmp_path: Path, kind: str, count: int
+    target: Target, tmp_path: Path, kind: str, count: int
 ) -> None:
     study: dict[str, Any] = {"keyfields": numbers(500), "n_jobs": 2 if kind == "process" else 8}
-    await make(**study).fill_table_from_config()
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        await experimenter.fill_table_from_config()
     calls = tmp_path / "calls"
     async with AsyncExitStack() as stack:
         workers = [
