@@ -333,8 +333,7 @@ class Experimenter:
             ParameterCombinationError: a keyfield is missing, unknown, given twice or impossible.
         """
         session = await self._session(make=True, again=True)
-        fixed = [{}] if not fixed_parameter_combinations else list(fixed_parameter_combinations)
-        product = rows.Rows(session.study).product(parameters or {}, fixed)
+        product = rows.Rows(session.study).product(parameters or {}, fixed_parameter_combinations or [{}])
         return self._filled(await rows.fill(session.study, product))
 
     def _filled(self, filled: Filled) -> Filled:
@@ -723,7 +722,8 @@ def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def _ids(ids: Iterable[int] | int) -> list[int]:
-    return [_id(each) for each in (ids if isinstance(ids, Iterable) else [ids])]
+    several = isinstance(ids, Iterable) and not isinstance(ids, str | bytes)
+    return [_id(each) for each in (ids if several else [ids])]  # type: ignore[union-attr]
 
 
 def _id(given: Any) -> int:
@@ -732,7 +732,7 @@ def _id(given: Any) -> int:
     except TypeError:
         number = 2**63
     if abs(number) >= 2**63:
-        raise ParameterCombinationError(f"ids are whole numbers of 64 bits, as in the column ID, not {given!r}")
+        raise ParameterCombinationError(f"ids are whole numbers of 64 bits, not {given!r}")
     return number
 
 

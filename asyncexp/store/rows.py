@@ -63,6 +63,7 @@ class Rows:
 
         Every value is checked and typed once, however many rows it is part of.
         """
+        _check_parts(parameters, fixed)
         options = {name: [self._cell_of(name, v, f"parameter {name!r}") for v in vs] for name, vs in parameters.items()}
         for index, combination in enumerate(fixed):
             where = f"fixed combination {index}"
@@ -204,3 +205,20 @@ def configured(keyfields: Sequence[Any]) -> dict[str, Sequence[Any]]:
                 "fill_table_from_combination()"
             )
     return values
+
+
+def _check_parts(parameters: object, fixed: object) -> None:
+    """That there is a dict of lists, and a list of dicts: a text is a list of letters to Python."""
+    if not isinstance(parameters, Mapping):
+        raise ParameterCombinationError(
+            f"parameters: a dict of keyfields and their values, not {type(parameters).__name__}"
+        )
+    for name, values in parameters.items():
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise ParameterCombinationError(
+                f"parameter {name!r}: wanted is a list of values, [{values!r}] for a single one, not {values!r}"
+            )
+    if isinstance(fixed, str | bytes | Mapping) or not isinstance(fixed, Iterable):
+        raise ParameterCombinationError(
+            f"fixed_parameter_combinations: a list of dicts, each a fixed combination, not {type(fixed).__name__}"
+        )

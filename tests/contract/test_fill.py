@@ -234,3 +234,22 @@ async def test_200_000_rows_in_flat_memory(make: Make) -> None:
     assert filled.added == 200_000
     # The first 100,000 values of a keyfield may be kept; from there on, a row held would show as some blocks.
     assert max(blocks[11:]) - blocks[11] < 40_000
+
+
+@pytest.mark.parametrize(
+    ("fixed", "parameters", "words"),
+    [
+        (None, {"number": [1], "kind": "abc"}, r"parameter 'kind': wanted is a list of values, \['abc'\] for a single"),
+        (None, {"number": 5, "kind": ["a"]}, "parameter 'number': wanted is a list"),
+        (None, {"number": {"start": 0, "stop": 3}, "kind": ["a"]}, "parameter 'number': wanted is a list"),
+        (None, 5, "parameters: a dict of keyfields"),
+        ({"number": [1]}, None, "fixed_parameter_combinations: a list of dicts"),
+    ],
+)
+async def test_what_is_no_list_of_values_is_refused_and_not_taken_apart(
+    make: Make, target: Target, fixed: Any, parameters: Any, words: str
+) -> None:
+    experimenter = make()
+    with pytest.raises(ParameterCombinationError, match=words):
+        await experimenter.fill_table_from_combination(fixed, parameters)
+    assert await sql(target, 'SELECT COUNT(*) FROM "experiments"') == [(0,)]

@@ -11,7 +11,7 @@ import yaml
 from asyncexp.db.base import Target
 from asyncexp.errors import SshTunnelError
 from asyncexp.sync import PyExperimenter, ResultProcessor
-from tests.examples.test_examples import ROOT, block, run, statuses
+from tests.examples.test_examples import ROOT, as_the_readme_says, block, run, statuses
 from tests.studies import write_configuration, write_credentials
 
 MENDED = {
@@ -182,13 +182,23 @@ STUDY = {
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_the_readmes_attach_and_its_lines_without_asyncio(tmp_path: Path, n_jobs: int) -> None:
-    """Typed one below the other; the second `experimenter` is the one that the workers use."""
+def test_the_readmes_attach(tmp_path: Path, n_jobs: int) -> None:
     (tmp_path / "config").mkdir()
     configuration = yaml.safe_dump({"PY_EXPERIMENTER": STUDY | {"n_jobs": n_jobs}})
     (tmp_path / "config" / "experiment_configuration.yml").write_text(configuration)
     lines = 'print("lines", len(experimenter.get_logtable("parts")))\n'
-    (tmp_path / "run.py").write_text(block("starmap") + block("print(experimenter.get_table())") + lines)
+    (tmp_path / "run.py").write_text(block("starmap") + lines)
     out, _ = run(tmp_path, tmp_path)
     assert "lines 24" in out
     assert statuses(tmp_path / "study.db", "runs") == {"done": 3}
+
+
+def test_the_readmes_lines_without_asyncio(tmp_path: Path) -> None:
+    as_the_readme_says(tmp_path)
+    function = (
+        'def estimate_pi(keyfields, results, _):\n    results.process_results({"estimate": keyfields["seed"] / 4})\n'
+    )
+    (tmp_path / "run.py").write_text(function + block("execute(estimate_pi, max"))
+    out, _ = run(tmp_path, tmp_path)
+    assert "4.75" in out
+    assert statuses(tmp_path / "study.db", "pi") == {"done": 60}

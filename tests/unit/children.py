@@ -27,5 +27,5 @@ async def errors(target: Target) -> list[str]:
 
 async def some_done(target: Target, count: int) -> bool:
     """Whether so many rows are done."""
-    [(found,)] = await sql(target, "SELECT COUNT(*) FROM \"experiments\" WHERE \"status\" = 'done'")
+    [(found,)] = await sql(target, 'SELECT COUNT(*) FROM "experiments" WHERE "status" = \'done\'')
     return int(found) >= count
