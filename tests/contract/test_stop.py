@@ -104,9 +104,9 @@ async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    count = 1_500 if mode == "task" else 300
+    count = 1_500 if mode == "task" else 100
     experimenter = await filled(make, count)
-    for _ in range(300 if mode == "task" else 20):  # children take longer to begin
+    for _ in range(300 if mode == "task" else 10):  # children take longer to begin
         jobs = chance.choice((1, 5, 20) if mode == "task" else (1, 2, 3))
         call = experimenter.execute(short, n_jobs=jobs, random_order=chance.random() < 0.3)
         await chance.choice(WAYS)(call, chance.uniform(0, 0.02 if mode == "task" else 0.3))
@@ -118,7 +118,7 @@ async def test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost
 
 @pytest.mark.asyncio_only("a blocking call is not cancelled: Ctrl-C is its way")
 async def test_a_first_call_cancelled_at_any_moment_can_be_made_again(make: Make, target: Target, mode: Mode) -> None:
-    count, steps = (3_000, 48) if mode == "task" else (200, 8)
+    count, steps = (3_000, 48) if mode == "task" else (100, 5)
     await filled(make, count)
     seconds = 0.0
     for step in range(steps):

@@ -1,19 +1,25 @@
-"""What the worker programs share: their study from the command line, and words to and from the test."""
+"""What the worker programs share: their study from the command line, and words to and from the test.
+
+Children of theirs import this module too, for the words alone.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asyncexp import Experimenter
+if TYPE_CHECKING:
+    from asyncexp import Experimenter
 
 ARGUMENTS = sys.argv[3:]
 """What the test gave beyond configuration and credentials."""
 
 
 def study(**arguments: Any) -> Experimenter:
+    from asyncexp import Experimenter
+
     configuration, credentials = sys.argv[1:3]
     return Experimenter(configuration, credentials or None, logger_name="asyncexp-tests", log_file=None, **arguments)
 

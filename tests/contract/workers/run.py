@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncexp import ExperimentStatus, ResultProcessor, SyncResultProcessor
-from tests.contract.support import eventually
+from tests.contract.shared import until
 from tests.contract.workers.common import ARGUMENTS, say, study
 
 Keys = dict[str, Any]
@@ -31,7 +31,7 @@ def thread_hangs(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
 
 async def task_listens(keys: Keys, results: ResultProcessor, _: Keys) -> None:
     say(["began", int(results.experiment_id)])
-    await eventually(lambda: results.should_stop)
+    await until(lambda: results.should_stop)
     await results.process_results({"result": keys["number"]})
 
 
