@@ -300,6 +300,7 @@ async def test_a_plain_function_that_returns_a_coroutine_is_an_error(make: Make,
             await at.experimenter.attach(lambda results: reports_too(results), at.id)
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("function", [lambda: 1, lambda keys, results: 1, "reports", None])
 async def test_what_cannot_be_a_worker_function_is_refused(make: Make, mode: Mode, function: Any) -> None:
     words = r"called with \(result_processor\)" if callable(function) else "it must be a function"
@@ -310,12 +311,14 @@ async def test_what_cannot_be_a_worker_function_is_refused(make: Make, mode: Mod
         await make(**STUDY).attach(function, 1)
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("wait", [-1, -0.001, math.nan, "1", None, True])
 async def test_what_is_no_time_to_wait_is_refused(make: Make, wait: Any) -> None:
     with pytest.raises(InvalidConfigError, match="wait="):
         await make(**STUDY).attach(reports, 1, wait=wait)
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("given", ["1", 1.0, None, 2**63, [1]])
 async def test_what_is_no_id_is_refused(make: Make, mode: Mode, given: Any) -> None:
     wrong: tuple[type[Exception], str] = (ParameterCombinationError, "whole numbers")
@@ -582,6 +585,7 @@ async def test_an_experiment_that_does_not_run_is_not_joined_and_the_message_say
     assert await attached_rows(target) == []
 
 
+@pytest.mark.executes_nothing
 async def test_without_tables_there_is_nothing_to_join(make: Make, target: Target) -> None:
     with pytest.raises(PyExperimenterError, match="There is no table 'experiments' in this database yet"):
         await make(**STUDY).attach(reports, 1)
@@ -606,6 +610,7 @@ async def test_it_waits_for_an_experiment_that_begins_later(make: Make, target: 
     await all_landed(target)
 
 
+@pytest.mark.executes_nothing
 async def test_waiting_ends_with_its_time(make: Make) -> None:
     experimenter = make(**STUDY)
     await experimenter.fill_table_from_config()
@@ -615,6 +620,7 @@ async def test_waiting_ends_with_its_time(make: Make) -> None:
     assert 0.3 <= time.monotonic() - began < 5
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.asyncio_only("a blocking call cannot be cancelled")
 async def test_waiting_ends_with_its_task(make: Make) -> None:
     experimenter = make(**STUDY)
@@ -957,6 +963,7 @@ async def test_closing_the_experimenter_ends_what_is_attached(
         assert await other.attach(REPORTS[kind], at.id) == "worker of 1 in 1"  # it opens anew
 
 
+@pytest.mark.executes_nothing
 @pytest.mark.parametrize("opened", [False, True])
 async def test_closing_the_experimenter_ends_the_wait_for_an_experiment(
     make: Make, target: Target, opened: bool
