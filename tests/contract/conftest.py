@@ -27,6 +27,19 @@ def _modes(test: pytest.Item) -> tuple[Mode, ...]:
     return tuple(each for each in MODES if each not in left_out)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The blocking class knows of no database: beside `test_first` one is enough for it."""
+    dropped = [item for item in items if _is_blocking_on_a_server(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if not _is_blocking_on_a_server(item)]
+
+
+def _is_blocking_on_a_server(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return params.get("mode") == "blocking" and params.get("provider") != "sqlite" and item.path.stem != "test_first"
+
+
 @pytest.fixture
 def mode(request: pytest.FixtureRequest) -> Mode:
     """Where experiment functions run."""
