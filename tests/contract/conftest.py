@@ -54,7 +54,7 @@ async def make(target: Target, tmp_path: Path, mode: Mode, request: pytest.Fixtu
     Keywords are those of `tests.studies.write_configuration`.
     """
     made: list[Experimenter] = []
-    idle = request.node.get_closest_marker("executes_nothing") is not None
+    idle = mode == "task" and request.node.get_closest_marker("executes_nothing") is not None
     kind = ExecutesNothing if idle else CLASSES[mode]
 
     def new(**study: Any) -> Experimenter:
