@@ -382,22 +382,6 @@ def _lost(joined: ExperimentId, what: str) -> ExperimentLostError:
 # ------------------------------------------------------------------------------------- the function
 
 
-def check_function(function: Callable[..., Any]) -> None:
-    """Sees to it that it can be called as a worker function.
-
-    Raises:
-        InvalidConfigError: it cannot; the message says how it is called.
-    """
-    if not callable(function):
-        raise InvalidConfigError(f"worker_function is {type(function).__name__}; it must be a function")
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError as wrong:
-        raise InvalidConfigError(f"worker_function is called with (result_processor): {wrong}") from None
-    except ValueError:  # a built-in that does not tell its parameters
-        return
-
-
 def check_wait(wait: float) -> None:
     """Sees to it that it is a time to wait.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -15,7 +14,7 @@ from asyncexp.config.models import ExecutionConfig
 from asyncexp.db.base import Outage
 from asyncexp.errors import DatabaseError, InvalidConfigError
 from asyncexp.experiment import Summary
-from asyncexp.pools.base import Pool, is_async
+from asyncexp.pools.base import Pool, check_function, is_async
 from asyncexp.pools.task import TaskPool, ThreadPool
 from asyncexp.progress import reporter
 from asyncexp.schema import Column
@@ -72,11 +71,15 @@ async def perform(session: Session, call: Call) -> Run:
 
 def _pool(session: Session, call: Call) -> Pool:
     function, settings = call.function, call.settings
-    _check_callable(function)
+    check_function("experiment_function", function, "keyfields", "result_processor", "custom_fields")
     if call.pool is not None and not isinstance(call.pool, str):
         return call.pool
     kind = call.pool or settings.pool or ("task" if is_async(function) else "process")
     if kind == "task":
+        if settings.worker_env or settings.max_tasks_per_child:
+            session.logger.warning(
+                "worker_env and max_tasks_per_child are for child processes; these experiments run in this one."
+            )
         return TaskPool() if is_async(function) else ThreadPool()
     if kind == "process":
         return _process_pool(session, call)
@@ -106,18 +109,6 @@ def _process_pool(session: Session, call: Call) -> Pool:
 
 def _types(columns: Iterable[Column]) -> dict[str, ColumnType]:
     return {column.name: column.type for column in columns if isinstance(column.type, ColumnType)}
-
-
-def _check_callable(function: Callable[..., Any]) -> None:
-    if not callable(function):
-        raise InvalidConfigError(f"experiment_function is {type(function).__name__}; it must be a function")
-    try:
-        inspect.signature(function).bind({}, None, {})
-    except TypeError as wrong:
-        wanted = "(keyfields, result_processor, custom_fields)"
-        raise InvalidConfigError(f"experiment_function is called with {wanted}: {wrong}") from None
-    except ValueError:  # a built-in that does not tell its parameters
-        return
 
 
 # ---------------------------------------------------------------------------------------- counting

@@ -30,7 +30,7 @@ from asyncexp.errors import (
 )
 from asyncexp.execution import Call, perform
 from asyncexp.experiment import ExperimentId, ExperimentStatus, Summary
-from asyncexp.pools.base import lineage
+from asyncexp.pools.base import check_function, lineage
 from asyncexp.results import ResultProcessor, SyncResultProcessor
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
@@ -503,7 +503,7 @@ class Experimenter:
             InvalidConfigError: the function cannot be called so, or `wait` is no time.
             BaseException: whatever the function raised, unchanged.
         """
-        attach.check_function(worker_function)
+        check_function("worker_function", worker_function, "result_processor")
         return await attach.perform(await self._attachment(experiment_id, wait), worker_function)
 
     async def _attachment(self, experiment_id: int, wait: float = 0.0) -> Attachment:

@@ -13,7 +13,7 @@ from asyncexp import attach, config, signals
 from asyncexp.background import Background
 from asyncexp.experiment import ExperimentStatus, Summary
 from asyncexp.experimenter import ExecutionKeywords, Experimenter, ExperimentFunction, PathLike, SelectionKeywords
-from asyncexp.pools.base import is_async
+from asyncexp.pools.base import check_function, is_async
 from asyncexp.pools.caller import CallerPool
 from asyncexp.results import SyncResultProcessor as ResultProcessor
 from asyncexp.results import from_thread
@@ -368,7 +368,7 @@ class PyExperimenter:
         """
         function = _one_of("attach", worker_function=worker_function, experiment_function=experiment_function)
         joined = _one_of("attach", experiment_id=experiment_id)
-        attach.check_function(function)
+        check_function("worker_function", function, "result_processor")
         if is_async(function):
             return self._background.wait(self._experimenter.attach(function, joined, wait=wait))
         return self._attached(function, joined, wait)

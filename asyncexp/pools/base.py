@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from asyncexp.errors import InvalidConfigError
 from asyncexp.experiment import ExperimentStatus
 
 if TYPE_CHECKING:
@@ -136,6 +137,23 @@ def is_async(function: Callable[..., Any]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_function(what: str, function: object, *arguments: str) -> None:
+    """Sees to it that a function can be called with these arguments.
+
+    Raises:
+        InvalidConfigError: it cannot; the message says what it takes, and what it is given.
+    """
+    if not callable(function):
+        raise InvalidConfigError(f"{what} is {type(function).__name__}; it must be a function")
+    try:
+        takes = inspect.signature(function)
+        takes.bind(*arguments)
+    except TypeError:
+        raise InvalidConfigError(f"{what} is called with ({', '.join(arguments)}), but takes {takes}") from None
+    except ValueError:  # a built-in that does not tell its parameters
+        return
 
 
 def own(custom: Mapping[str, Any]) -> dict[str, Any]:

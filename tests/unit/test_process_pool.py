@@ -294,3 +294,13 @@ async def test_a_fault_of_ours_on_the_way_ends_the_run_and_gives_the_rows_back(
     with pytest.raises(RuntimeError, match="a bug in asyncexp"):
         await (await study(3)).execute(run, n_jobs=2)
     assert await statuses(sqlite_target) == {"created": 3}
+
+
+async def test_what_only_children_have_is_warned_of_where_there_are_none(
+    study: Study, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        return
+
+    await (await study(1)).execute(run, worker_env={"DEVICE": "0"})
+    assert [record for record in caplog.records if "are for child processes" in record.getMessage()]

@@ -374,7 +374,7 @@ def test_a_task_that_would_wait_for_itself_is_told_so(make: Make) -> None:
         (lambda one: one.execute(nothing, max_experiments=-2), InvalidConfigError, "max_experiments=-2"),
         (lambda one: one.execute(nothing, n_jobs=0), InvalidConfigError, "n_jobs=0"),
         (lambda one: one.execute("nothing"), InvalidConfigError, "must be a function"),
-        (lambda one: one.execute(lambda a: a), InvalidConfigError, "is called with"),
+        (lambda one: one.execute(lambda a: a), InvalidConfigError, r"is called with \(keyfields, .*, but takes \(a\)"),
         (lambda one: one.execute(nothing, timout=1), InvalidConfigError, "timeout"),
         (lambda one: one.execute(nothing, pool="tasks"), InvalidConfigError, "pool='tasks'"),
         (lambda one: one.execute(nothing, handle_signals=True, until="never"), InvalidConfigError, "until"),
