@@ -97,9 +97,13 @@ class ProcessPool:
         return call
 
     def _is_stale(self, call: _Call) -> None:
-        if call in self._waiting:
-            self._usual = STALE_SECONDS
-            call.withdraw()
+        if call not in self._waiting:
+            return
+        if any(slot.call is None for slot in self._slots):  # it waits for a child that is still to be started
+            self._loop.call_later(STALE_SECONDS, self._is_stale, call)
+            return
+        self._usual = STALE_SECONDS
+        call.withdraw()
 
     def warn_once(self, place: tuple[str, str], text: str) -> None:
         """Passes on what a child says of a column, unless another one has said it."""

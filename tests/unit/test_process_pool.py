@@ -226,6 +226,22 @@ async def test_many_children_load_the_function_a_few_at_a_time(
     assert most <= max(2, len(os.sched_getaffinity(0)))
 
 
+async def test_rows_that_wait_for_children_that_load_are_not_given_back(study: Study, sqlite_target: Target) -> None:
+    class Heavy:
+        def __setstate__(self, state: object) -> None:
+            time.sleep(0.7)
+
+        def __getstate__(self) -> object:
+            return 1
+
+        def __call__(self, keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+            time.sleep(0.012)
+
+    summary = await (await study(400)).execute(Heavy(), n_jobs=40)
+    assert (summary.done, summary.released) == (400, 0)
+    assert await sql(sqlite_target, 'SELECT DISTINCT "_attempt" FROM "experiments"') == [(1,)]
+
+
 # --------------------------------------------------------------------------------------------- what it is like there
 
 
