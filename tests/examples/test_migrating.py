@@ -176,6 +176,8 @@ def test_a_script_of_the_predecessor_runs_with_its_import_lines_changed(name: st
 def test_it_leaves_the_tables_that_the_predecessor_leaves(name: str, tmp_path: Path) -> None:
     example = EXPECTED[name]
     here, there = copy(name, tmp_path / "here"), copy(name, tmp_path / "there")
+    for file in there.rglob("*.yml"):  # on SQLite 1.4.2 runs rows twice when it runs several at once
+        file.write_text(file.read_text().replace("n_jobs: 2", "n_jobs: 1"))
     run_here(here)
     done = run_there(there)
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def fork():
         sys.exit(0)
     assert os.waitpid(child, 0)[1] == 0
 
-thread = threading.Thread(target=lambda: print(experimenter.execute(run).done))
+thread = threading.Thread(target=lambda: print(experimenter.execute(run).done, flush=True))
 thread.start()
 begun.wait()
 fork()
