@@ -19,7 +19,6 @@ import pytest
 
 from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, SyncResultProcessor
 from asyncexp.db.base import Target
-from tests import servers
 from tests.contract import sql
 from tests.contract.conftest import Make
 from tests.contract.modes import InProcesses
@@ -59,7 +58,8 @@ def gone(pid: int) -> bool:
 
 def children() -> list[int]:
     """Of this process: those that start and run experiments, dead ones too; not those of the servers."""
-    ours = [child.pid for child in psutil.Process().children() if child.pid not in servers.PIDS]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    ours = [child.pid for child in alive if "nursery" in " ".join(child.cmdline())]
     return [*ours, *(child.pid for pid in ours for child in psutil.Process(pid).children())]
 
 
