@@ -413,14 +413,14 @@ class Run:
     def _function_ended(self, live: Live, result: Result) -> None:
         if live.over:
             return
-        self._careful = max(0, self._careful - 1) if isinstance(result, Returned) else ALIKE
         end = self._judge(live, result)
+        self._careful = ALIKE if end.outcome == "error" else max(0, self._careful - 1)
         self._close(live, end, _likeness(result, end))
 
     def _judge(self, live: Live, result: Result) -> End:
         if live.ending is not None:
             return live.ending
-        if live.forced and not isinstance(result, Returned):
+        if live.forced and not isinstance(result, Returned | Strange):
             return End("released")
         match result:
             case Returned(status, forgotten):

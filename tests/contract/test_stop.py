@@ -324,6 +324,29 @@ async def test_a_function_that_ends_by_itself_after_the_forced_stop_keeps_its_en
     assert await sql(target, 'SELECT "status", "result" FROM "experiments"') == [("done", 5.0)]
 
 
+@pytest.mark.in_process_only("a child is killed and sees no cancellation")
+async def test_a_wrong_return_value_after_the_forced_stop_is_still_an_error(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    began = shared.gate()
+
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> int | None:
+        began.open()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return 5
+        return None
+
+    experimenter = await filled(make, 1)
+    call = asyncio.create_task(experimenter.execute(run, grace=0.1))
+    await began.passed()
+    await experimenter.stop()
+    assert (await call).error == 1
+    [(text,)] = await sql(target, 'SELECT "error" FROM "experiments"')
+    assert "returned 5 (int)" in text
+
+
 async def test_a_stopped_experimenter_runs_again_when_asked(make: Make, target: Target, shared: Shared) -> None:
     experimenter = await filled(make, 20, execution={"heartbeat_interval": 0.1, "lease": 1})
     for _ in range(2):
