@@ -82,6 +82,7 @@ def installed(insist: bool | None) -> Iterator[bool]:
         if _installed:  # not in a forked child
             _installed -= 1
             if not _installed:
+                _wakes.close()
                 _put_back()
 
 
@@ -133,6 +134,50 @@ def _wanted(insist: bool | None) -> bool:
 def _install() -> None:
     for name in NAMES:
         _before[name] = signal.signal(getattr(signal, name), _arrived)
+    _wakes.open()
+
+
+class _Wakes:
+    """Wakes the main thread's event loop at a signal that the kernel hands to another thread.
+
+    Python's own handler runs in the main thread as soon as that does anything; one that waits for a loop's
+    events does not, of itself.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ends: tuple[int, int] = (-1, -1)
+
+    def open(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # who waits here without one looks up now and then
+            return
+        reads, writes = os.pipe()
+        for end in (reads, writes):
+            os.set_blocking(end, False)
+        before = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+        if before != -1:  # somebody has signals told to this loop already
+            signal.set_wakeup_fd(before)
+            os.close(reads)
+            os.close(writes)
+            return
+        loop.add_reader(reads, os.read, reads, 4096)
+        self._loop, self._ends = loop, (reads, writes)
+
+    def close(self, *, forked: bool = False) -> None:
+        """Forked: the loop's selector is the parent's, too."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        signal.set_wakeup_fd(-1)
+        if not forked and not loop.is_closed():
+            loop.remove_reader(self._ends[0])
+        for end in self._ends:
+            os.close(end)
+
+
+_wakes = _Wakes()
 
 
 def _arrived(number: int, _: FrameType | None) -> None:
@@ -161,6 +206,7 @@ def _leave_to_parent() -> None:
     _installed = 0
     _runs.clear()
     _interrupted.clear()
+    _wakes.close(forked=True)
     _put_back()
 
 

@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +45,43 @@ async def test_a_signal_reaches_every_run(name: str) -> None:
         os.kill(os.getpid(), getattr(signal, name))
         await asyncio.wait_for(asyncio.gather(first.told.wait(), second.told.wait()), 5)
     assert first.heard == second.heard == [name]
+
+
+def sleeps(thread: int) -> bool:
+    return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+async def test_a_signal_that_the_kernel_hands_to_another_thread_is_heard_at_once() -> None:
+    main = threading.get_native_id()
+
+    def receive() -> None:
+        while not sleeps(main):
+            time.sleep(0.001)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    with handled(run := Run(), True):
+        thread = threading.Thread(target=receive)
+        began = time.monotonic()
+        thread.start()
+        await asyncio.wait_for(run.told.wait(), 5)
+        thread.join()
+    assert time.monotonic() - began < 2
+
+
+async def test_who_has_signals_told_to_the_loop_already_keeps_it_so() -> None:
+    heard = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, heard.set)
+    try:
+        with handled(run := Run(), True):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(asyncio.gather(run.told.wait(), heard.wait()), 5)
+        heard.clear()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.wait_for(heard.wait(), 5)
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
 
 
 async def test_the_handlers_stay_until_the_last_run_has_ended_in_whatever_order() -> None:
