@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -87,6 +88,8 @@ def _pool(session: Session, call: Call) -> Pool:
 
 
 def _process_pool(session: Session, call: Call) -> Pool:
+    if sys.platform == "win32":  # before the import, which needs what only Unix has
+        raise InvalidConfigError('Child processes do not work on Windows: use WSL, or pool="task"')
     from asyncexp.pools.process import ProcessPool, planned
 
     schema = session.study.schema

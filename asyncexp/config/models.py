@@ -203,10 +203,11 @@ class Configuration(Model):
     def slots(self, n_jobs: int | None = None) -> int:
         """How many experiments run at once: `n_jobs` if given, else as configured; -1 is the usable cores."""
         wanted = self.n_jobs if n_jobs is None else n_jobs
-        return _usable_cores() if wanted == -1 else wanted
+        return usable_cores() if wanted == -1 else wanted
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -86,7 +86,9 @@ def _fill_standard_streams() -> None:
 
 
 def _watch_children() -> tuple[int, int]:
-    reads, writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    reads, writes = os.pipe()
+    for end in (reads, writes):
+        os.set_blocking(end, False)
     for number in (signal.SIGCHLD, *TO_A_WHOLE_JOB):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
@@ -95,7 +97,7 @@ def _watch_children() -> tuple[int, int]:
 
 def _watch(parent: int) -> list[int]:
     # Not the end of the stream alone: a process that the parent forked holds the other end, too.
-    if sys.platform != "linux":
+    if not hasattr(os, "pidfd_open"):  # no Linux
         return []
     try:
         return [os.pidfd_open(parent)]
@@ -190,20 +192,30 @@ def _kill_group(pid: int) -> None:
 
 
 def _bury(nursery: Nursery) -> None:
-    """Reaps the dead, each with what is left of its group; while it is unreaped nobody else has its number."""
-    while True:
-        try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if found is None:
-            return
-        if found.si_pid in nursery.children:
-            _kill_group(found.si_pid)
-        _, status = os.waitpid(found.si_pid, 0)
-        name = nursery.children.pop(found.si_pid, None)
+    """Reaps the dead, and tells the parent of its children."""
+    while (dead := _reaped(nursery)) is not None:
+        pid, status = dead
+        name = nursery.children.pop(pid, None)
         if name is not None:
             nursery.tell("dead", name, os.waitstatus_to_exitcode(status))
+
+
+def _reaped(nursery: Nursery) -> tuple[int, int] | None:
+    """The next that has died, and its status; what is left of its group is killed."""
+    try:
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in nursery.children:
+                _kill_group(pid)
+            return (pid, status) if pid else None
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    if found.si_pid in nursery.children:  # while it is unreaped nobody else has its number
+        _kill_group(found.si_pid)
+    return os.waitpid(found.si_pid, 0)
 
 
 def _end(nursery: Nursery) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import cloudpickle
 
+from asyncexp.config.models import usable_cores
 from asyncexp.errors import InvalidConfigError, PyExperimenterError
 from asyncexp.fields import clean
 from asyncexp.pools.base import Broken, Cancelled, Done, Handle, Job, NotBegun, Raised, Result, lineage
@@ -71,8 +72,6 @@ class ProcessPool:
     """One child process a slot, started when first needed."""
 
     def __init__(self, plan: Plan) -> None:
-        if sys.platform == "win32":
-            raise InvalidConfigError('pool="process" does not work on Windows: use WSL, or pool="task"')
         self.plan = plan
         self._slots = [_Slot(number) for number in range(plan.slots)]
         self._waiting: deque[_Call] = deque()
@@ -193,7 +192,7 @@ def planned(
     """
     function_bytes, sources = pickled(function)
     setup = packed(("order", Setup(function_bytes, cloudpickle.dumps(dict(custom)), sources, *fields)))
-    loading = min(max(2, len(os.sched_getaffinity(0))), MOST_LOADING)
+    loading = min(max(2, usable_cores()), MOST_LOADING)
     return Plan(setup, env, slots, max_calls, loading, warn)
 
 

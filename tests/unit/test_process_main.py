@@ -386,3 +386,25 @@ def test_variables_set_by_the_script_are_in_the_childs_environment(folder: Path)
     run = "def run(k, results, c): results.process_results({'text': json.dumps(os.environ.get('SET_LATE'))})"
     (folder / "script.py").write_text(script(run, "os.environ['SET_LATE'] = 'yes'", "execute(run)"))
     assert outcome(python(folder, "script.py")) == ["yes", "yes"]
+
+
+def test_what_only_linux_has_is_not_needed_to_run_and_bury_children(folder: Path) -> None:
+    """A stand-in for other systems: their `os` has neither of these."""
+    (folder / "sitecustomize.py").write_text(
+        "import os\nfor name in ('waitid', 'pidfd_open', 'pipe2'):\n    delattr(os, name)\n"
+    )
+    text = """
+    import signal
+    def run(keys, results, custom):
+        assert not hasattr(os, "waitid")
+        if keys["number"] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        results.process_results({"text": json.dumps("ran")})
+
+    execute(run)
+    """
+    (folder / "script.py").write_text(script(text))
+    path = {"PYTHONPATH": os.pathsep.join([str(folder), str(PROJECT)])}
+    found = json.loads(python(folder, "script.py", env=path).stdout.splitlines()[-1])
+    assert (found["done"], found["told"]) == (1, ["ran"])
+    assert ["killed by SIGKILL" in text for text in found["errors"]] == [True]

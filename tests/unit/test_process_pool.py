@@ -104,6 +104,17 @@ async def test_a_function_that_cannot_be_sent_is_refused_before_anything_runs(st
     assert (await experimenter.counts())["created"] == 2
 
 
+async def test_on_windows_there_is_one_clear_error(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None: ...
+
+    experimenter = await study(1)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delitem(sys.modules, "asyncexp.pools.process", raising=False)
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as it is there: the import fails
+    with pytest.raises(InvalidConfigError, match="WSL"):
+        await experimenter.execute(run)
+
+
 async def test_a_traceback_names_the_file_and_shows_its_line(study: Study, sqlite_target: Target) -> None:
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         raise ValueError("here")  # this very line
