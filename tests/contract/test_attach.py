@@ -191,6 +191,14 @@ async def attached(seen: Seen, count: int = 1) -> None:
     await eventually(lambda: seen.values().count("attached") == count)
 
 
+async def cancelled(works: asyncio.Task[Any], seen: Seen) -> None:
+    """Cancels a call of `attach` once its worker function has begun; it has ended then."""
+    await attached(seen)
+    works.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await works
+
+
 # -------------------------------------------------------------------------------- what it reports, returns, raises
 
 
@@ -874,11 +882,7 @@ async def test_cancelling_attach_cancels_an_async_worker_and_keeps_what_it_sent(
             seen.append("ended")
 
     async with running(make(**SLOW), shared) as at:
-        works = asyncio.create_task(at.experimenter.attach(worker, at.id))
-        await attached(seen)
-        works.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await works
+        await cancelled(asyncio.create_task(at.experimenter.attach(worker, at.id)), seen)
         assert seen == ["attached", "ended"]
         assert await lines(target) == [(1, 1, 1, None)]
         assert await attached_rows(target) == [(1, True)]
@@ -902,11 +906,7 @@ async def test_cancelling_attach_stops_waiting_for_a_plain_worker(
             seen.append("refused")
 
     async with running(make(**SLOW), shared) as at:
-        works = asyncio.create_task(at.experimenter.attach(worker, at.id))
-        await attached(seen)
-        works.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await works
+        await cancelled(asyncio.create_task(at.experimenter.attach(worker, at.id)), seen)
         assert "runs in a thread, which cannot be ended" in caplog.text
         gate.open()
         await eventually(lambda: "refused" in seen)
@@ -1161,7 +1161,11 @@ async def test_what_it_sends_is_held_while_the_database_is_away(
 
 @servers_only
 async def test_cancelling_it_while_the_database_is_away_ends_in_time(
-    make: Make, target: Target, server: Server, shared: Shared, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    server: Server,
+    shared: Shared,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("asyncexp.attach.CLOSE_LIMIT_SECONDS", 0.3)
     seen, gate = shared.seen(), shared.gate()
@@ -1171,7 +1175,7 @@ async def test_cancelling_it_while_the_database_is_away_ends_in_time(
         server.stop()
         try:
             gate.open()
-            await asyncio.sleep(0.3)  # now it waits for what it sent to be committed, or is about to
+            await eventually(lambda: "The database is away" in caplog.text)  # what it sent waits to be committed
             works.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(works, 10)

@@ -334,7 +334,7 @@ async def test_rows_that_come_after_the_run_gave_up_go_back(
             await began.passed()
             proxy.stall()
             go_on.open()
-            await asyncio.sleep(0.2)  # in which the end is sent
+            await asyncio.wait_for(proxy.holds.wait(), 10)  # the end is sent
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
 from tests.contract.sql import fetch as sql
+from tests.contract.support import PROJECT
 
 Study = Callable[..., Awaitable[Experimenter]]
 
@@ -29,3 +36,23 @@ async def some_done(target: Target, count: int) -> bool:
     """Whether so many rows are done."""
     [(found,)] = await sql(target, 'SELECT COUNT(*) FROM "experiments" WHERE "status" = \'done\'')
     return int(found) >= count
+
+
+@contextmanager
+def program(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`python …` under way in that folder; its process group, its own, is killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

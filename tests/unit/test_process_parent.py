@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from asyncexp.db.base import Target
 from tests.contract.shared import Seen
 from tests.contract.support import numbers
 from tests.studies import write_configuration
+from tests.unit.children import program
 
-PROJECT = Path(__file__).resolve().parents[2]
 SOON_SECONDS = 1.5
 """The promise is a second; this machine has other work to do."""
 
@@ -80,22 +79,9 @@ def folder(tmp_path: Path, sqlite_target: Target) -> Path:
 def parent(folder: Path, function: str, grace: float = 20, script: str = SCRIPT) -> Iterator[subprocess.Popen[str]]:
     """A script that has begun four experiments; in a process group of its own, killed at the end if it still runs."""
     (folder / "script.py").write_text(textwrap.dedent(script).replace("FORKS", ""))
-    process = subprocess.Popen(
-        [sys.executable, "script.py", function, str(grace)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with program(folder, "script.py", function, str(grace)) as process:
         soon(lambda: len(seen(folder)) >= 4, 30)
         yield process
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def seen(folder: Path) -> Seen:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,8 +18,8 @@ from asyncexp.db.base import Target
 from tests.contract.shared import Seen
 from tests.contract.support import numbers
 from tests.studies import write_configuration
+from tests.unit.children import program
 
-PROJECT = Path(__file__).resolve().parents[2]
 SOON_SECONDS = 5.0
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+  \| py-experimenter - (INFO|WARNING) ")
 
@@ -97,21 +95,8 @@ def folder(tmp_path: Path, sqlite_target: Target) -> Path:
 def script(folder: Path, text: str, head: str = HEAD) -> Iterator[subprocess.Popen[str]]:
     """A script under way; killed with all of its group at the end if it still runs."""
     (folder / "script.py").write_text(head + text)
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "script.py"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with program(folder, "-W", "error", "script.py") as process:
         yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def ended(process: subprocess.Popen[str]) -> list[str]:
