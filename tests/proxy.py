@@ -31,8 +31,6 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self.holds = asyncio.Event()
-        """Set when something a client says is held up by `stall`."""
         self.fired = asyncio.Event()
         """Set when what `cut_after` or `swallow_after` waits for has been answered."""
 
@@ -61,7 +59,6 @@ class Proxy:
     def stall(self) -> None:
         """Nothing passes either way; connections stay open, new ones too."""
         self._flowing.clear()
-        self.holds.clear()
 
     def swallow(self) -> None:
         """What clients say reaches the server; its answers are lost."""
@@ -125,8 +122,6 @@ class Proxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            if not self._flowing.is_set():
-                self.holds.set()
             await self._flowing.wait()
             if self._marker and data.rstrip(b"\0").endswith(self._marker):
                 self._marker, self._armed = b"", True
