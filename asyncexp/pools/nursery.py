@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,9 +180,12 @@ def _grow_up(mother: int, nursery: Nursery, given: list[int]) -> None:
 
 
 def _kill(nursery: Nursery, name: int) -> None:
+    """Kills a child with its group, and with what it started that has left that."""
     for pid, known in nursery.children.items():
         if known == name:
+            started = _descendants(pid)
             _kill_group(pid)
+            _kill_each(started)
 
 
 def _kill_group(pid: int) -> None:
@@ -224,19 +228,31 @@ def _end(nursery: Nursery) -> None:
     while time.monotonic() < until:
         for pid in nursery.children:
             _kill_group(pid)
-        left = {*nursery.children, *_adopted()}
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        left = {*nursery.children, *_children_of(os.getpid())}
+        _kill_each(left)
         _bury(nursery)
         if not left:
             return
         select.select([], [], [], 0.002)
 
 
-def _adopted() -> list[int]:
+def _kill_each(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = [pid]
+    for each in found:
+        found += _children_of(each)
+    return found[1:]
+
+
+def _children_of(pid: int) -> list[int]:
+    """Empty where the system does not tell them."""
     try:
-        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+        listed = [tell.read_text(encoding="ascii") for tell in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return []
-    return [int(pid) for pid in listed.split()]
+    return [int(child) for children in listed for child in children.split()]

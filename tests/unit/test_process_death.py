@@ -283,16 +283,21 @@ def spin() -> None:
 
 
 @pytest.mark.parametrize("hang", [hold_the_gil, match_for_ever, spin])
-async def test_a_limit_kills_the_whole_group_whatever_it_does(
+async def test_a_limit_kills_an_experiment_with_all_that_it_started_whatever_it_does(
     study: Study, sqlite_target: Target, shared: Shared, hang: Callable[[], None]
 ) -> None:
     seen = shared.seen()
 
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
-        grandchildren = [subprocess.Popen(["/bin/sleep", "1000"]) for _number in range(2)]
+        sleeper = ["/bin/sleep", "1000"]
+        grandchildren = [subprocess.Popen(sleeper, start_new_session=away) for away in (False, True)]
         seen.append([os.getpid(), *(process.pid for process in grandchildren)])
         if keys["number"] == 0:
             hang()
+        end = time.monotonic() + 1  # long before the pool ends, which kills whatever is left
+        while any(Path(f"/proc/{pid}").exists() for pid in seen.values()[0]):
+            assert time.monotonic() < end, "something of the killed experiment lives on"
+            time.sleep(0.01)
 
     experimenter = await study(2)
     limit: dict[str, Any] = {"timeout": 0.5} if hang is spin else {"stall_timeout": 0.5}
