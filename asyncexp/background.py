@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from asyncexp.db.whole import immortal
 from asyncexp.errors import DatabaseConnectionError
+from asyncexp.waiting import Begin, Call, Once
 
 T = TypeVar("T")
 
@@ -36,15 +37,21 @@ class Background:
         self._last = last
         self._loop: _Loop | None = None
 
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def wait(self, begin: Begin[T]) -> T:
         """What the coroutine returns; as `run`."""
-        over = threading.Event()
-        return self.run(coroutine, functools.partial(_wait_for, over), over.set)
+        over = Once()
 
-    def run(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], object], over: Callable[[], object]) -> T:
+        def meanwhile() -> None:
+            while not over.wait(LOOK_SECONDS):
+                continue
+
+        return self.run(begin, meanwhile, over.set)
+
+    def run(self, begin: Begin[T], meanwhile: Callable[[], object], over: Callable[[], object]) -> T:
         """Runs a coroutine on the loop; what it returns.
 
         Args:
+            begin: makes it, on the loop: an interruption on the way there leaves none that nobody awaits.
             meanwhile: called in this thread, until `over` was called. An exception in it (Ctrl-C) cancels the
                 coroutine, and is raised when that has ended.
 
@@ -52,7 +59,7 @@ class Background:
             RuntimeError: this is the loop's own thread, which would wait for itself.
             DatabaseConnectionError: it was closed meanwhile.
         """
-        work = _Work(coroutine, over)
+        work = _Work(begin, over)
         try:
             with _lock:
                 work.post(self._running())
@@ -63,9 +70,7 @@ class Background:
         try:
             if work.closed:
                 raise DatabaseConnectionError("The experimenter was closed while a call was under way.")
-            if work.carried is not None:
-                raise work.carried
-            return work.task.result()
+            return work.call.result()
         finally:
             del work  # its exception would refer to this frame, and this frame to it
 
@@ -84,7 +89,7 @@ class Background:
         if self._loop is None or self._loop not in _running:
             return
         self._loop.closing = True
-        self.wait(self._last())
+        self.wait(self._last)
         with _lock:
             loop, self._loop = self._loop, None
         if loop is not None:
@@ -98,31 +103,21 @@ class Background:
 
 
 class _Work(Generic[T]):
-    """A coroutine on the loop, and its end."""
+    """A call on the loop, which may be given up from the thread that waits for it."""
 
-    task: asyncio.Task[T]
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T], over: Callable[[], object]) -> None:
-        self._coroutine = coroutine
-        self._gone = threading.Event()
+    def __init__(self, begin: Begin[T], over: Callable[[], object]) -> None:
+        self.call = Call(begin, self._end)
         self._over = over
+        self._gone = Once()
         self._loop: _Loop | None = None
         self._begun = False
 
     @property
     def closed(self) -> bool:
         """Whether it was closed under it, rather than ended."""
-        if self.task.cancelled():
+        if self.call.cancelled:
             return True
-        return (
-            self._loop is not None and self._loop.closing and isinstance(self.task.exception(), DatabaseConnectionError)
-        )
-
-    @property
-    def carried(self) -> BaseException | None:
-        """What was raised that a task cannot raise."""
-        error = self.task.exception()
-        return error.error if isinstance(error, _Carried) else None
+        return self._loop is not None and self._loop.closing and isinstance(self.call.failure, DatabaseConnectionError)
 
     def post(self, loop: _Loop) -> None:
         self._loop = loop
@@ -131,55 +126,24 @@ class _Work(Generic[T]):
     def abort(self) -> None:
         """Cancels it, as far as it has come; returns when it has ended."""
         if self._loop is None:
-            self._coroutine.close()
             return
         self._loop.loop.call_soon_threadsafe(self._abort)
-        _wait_for(self._gone)
+        while not self._gone.wait(LOOK_SECONDS):
+            continue
 
     def _begin(self) -> None:
-        self.task = asyncio.get_running_loop().create_task(_carrying(self._coroutine))
         self._begun = True
-        self.task.add_done_callback(self._end)
+        self.call.begin()
 
     def _abort(self) -> None:
         if self._begun:
-            self.task.cancel()
+            self.call.cancel()
         else:  # it was interrupted before it was handed over
             self._end()
 
-    def _end(self, _: asyncio.Task[T] | None = None) -> None:
-        self._coroutine.close()  # which has not begun if the task was cancelled before
+    def _end(self) -> None:
         self._gone.set()
         self._over()
-
-
-class _Carried(Exception):
-    """Brings what a task cannot raise to who waits for it."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-async def _carrying(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        return await coroutine
-    except (SystemExit, KeyboardInterrupt) as error:  # which would end the loop
-        raise _Carried(error) from None
-    except asyncio.CancelledError as error:
-        if _is_being_cancelled():
-            raise
-        raise _Carried(error) from None  # by the caller's own function
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _wait_for(event: threading.Event) -> None:
-    """Returns when it is set; looks for signals meanwhile: one that comes just before a wait does not interrupt it."""
-    while not event.wait(LOOK_SECONDS):
-        continue
 
 
 class _Loop:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -11,9 +10,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from asyncexp.errors import lost
 from asyncexp.experiment import ExperimentId
 from asyncexp.fields import LogRows
+from asyncexp.waiting import Call, Once
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+Send = Callable[[], Coroutine[Any, Any, None]]
+"""A call on a result processor. The coroutine is made where it runs: an interruption on the way there leaves none."""
 
 LOOP_CHECK_SECONDS = 1.0
 
@@ -131,10 +134,10 @@ class SyncResultProcessor:
     """The same for plain `def` functions: each call returns when its asynchronous twin would.
 
     Args:
-        finish: runs a coroutine of the inner one to its end and gives its result, from the function's thread.
+        finish: runs a call on the inner one to its end, from the function's thread.
     """
 
-    def __init__(self, inner: ResultProcessor, finish: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    def __init__(self, inner: ResultProcessor, finish: Callable[[Send], None]) -> None:
         self._inner = inner
         self._finish = finish
 
@@ -155,43 +158,36 @@ class SyncResultProcessor:
 
     def process_results(self, results: Mapping[str, Any]) -> None:
         """See `ResultProcessor.process_results`."""
-        self._finish(self._inner.process_results(results))
+        self._finish(lambda: self._inner.process_results(results))
 
     def process_logs(self, logs: Mapping[str, LogRows]) -> None:
         """See `ResultProcessor.process_logs`."""
-        self._finish(self._inner.process_logs(logs))
+        self._finish(lambda: self._inner.process_logs(logs))
 
     def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:
         """See `ResultProcessor.heartbeat`."""
-        self._finish(self._inner.heartbeat(progress, message))
+        self._finish(lambda: self._inner.heartbeat(progress, message))
 
     def flush(self) -> None:
         """See `ResultProcessor.flush`."""
-        self._finish(self._inner.flush())
+        self._finish(self._inner.flush)
 
 
 def from_thread(inner: ResultProcessor, loop: asyncio.AbstractEventLoop) -> SyncResultProcessor:
     """For a function that runs in a thread beside the event loop."""
 
-    def finish(sent: Coroutine[Any, Any, None]) -> None:
+    def finish(send: Send) -> None:
+        over = Once()
+        call = Call(send, over.set)
         try:
-            future = asyncio.run_coroutine_threadsafe(sent, loop)
+            loop.call_soon_threadsafe(call.begin)
         except RuntimeError:  # the loop was closed: this thread outlived its worker
-            sent.close()
             raise lost(inner.experiment_id) from None
-        _wait(future, loop, inner.experiment_id)
+        while not over.wait(LOOP_CHECK_SECONDS):
+            if loop.is_closed():
+                raise lost(inner.experiment_id)
+        if call.cancelled:
+            raise lost(inner.experiment_id)
+        call.result()
 
     return SyncResultProcessor(inner, finish)
-
-
-def _wait(future: concurrent.futures.Future[None], loop: asyncio.AbstractEventLoop, mine: ExperimentId) -> None:
-    while True:
-        try:
-            return future.result(LOOP_CHECK_SECONDS)
-        except concurrent.futures.CancelledError:
-            raise lost(mine) from None
-        except TimeoutError:
-            if future.done():
-                raise
-            if loop.is_closed():
-                raise lost(mine) from None

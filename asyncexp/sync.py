@@ -36,7 +36,7 @@ def _blocking(
     """The same method, which returns when the asynchronous one would."""
 
     def call(self: PyExperimenter, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._background.wait(method(self._experimenter, *args, **kwargs))
+        return self._background.wait(lambda: method(self._experimenter, *args, **kwargs))
 
     functools.update_wrapper(call, method)
     call.__module__, call.__qualname__ = __name__, f"PyExperimenter.{method.__name__}"
@@ -119,7 +119,7 @@ class PyExperimenter:
     # --------------------------------------------------------------------------------- open and close
 
     def __enter__(self) -> Self:
-        self._background.wait(self._experimenter.__aenter__())
+        self._background.wait(self._experimenter.__aenter__)
         return self
 
     def __exit__(
@@ -313,9 +313,9 @@ class PyExperimenter:
         with signals.installed(handle_signals) as they_are:
             hearing = signals.heard if they_are else False
             if not here:
-                return self._background.wait(begin(pool, hearing))
+                return self._background.wait(lambda: begin(pool, hearing))
             caller = CallerPool(interruptible=they_are)
-            return self._background.run(begin(caller, hearing), caller.serve, caller.end)
+            return self._background.run(lambda: begin(caller, hearing), caller.serve, caller.end)
 
     # ---------------------------------------------------------------------------------------- attaching
 
@@ -370,17 +370,17 @@ class PyExperimenter:
         joined = _one_of("attach", experiment_id=experiment_id)
         check_function("worker_function", function, "result_processor")
         if is_async(function):
-            return self._background.wait(self._experimenter.attach(function, joined, wait=wait))
+            return self._background.wait(lambda: self._experimenter.attach(function, joined, wait=wait))
         return self._attached(function, joined, wait)
 
     def _attached(self, function: Callable[[ResultProcessor], Any], experiment_id: int, wait: float) -> Any:
-        attachment = self._background.wait(self._experimenter._attachment(experiment_id, wait))
+        attachment = self._background.wait(lambda: self._experimenter._attachment(experiment_id, wait))
         raised = True
         try:
             outcome = attach.called(function, from_thread(attachment.processor, attachment.loop))
             raised = outcome.failure is not None
         finally:
-            self._background.wait(attachment.end(raised=raised))
+            self._background.wait(lambda: attachment.end(raised=raised))
         try:
             if outcome.failure is not None:
                 raise outcome.failure
@@ -419,7 +419,9 @@ class PyExperimenter:
             MissingLogTableError: the configuration defines no such log table.
         """
         table = _one_of("get_logtable", name=name, logtable_name=logtable_name)
-        return self._background.wait(self._experimenter.get_logtable(table, condition, all_attempts=all_attempts))
+        return self._background.wait(
+            lambda: self._experimenter.get_logtable(table, condition, all_attempts=all_attempts)
+        )
 
 
 def _may_run_here(function: ExperimentFunction, pool: str | None, settings: ExecutionConfig) -> bool:

@@ -80,7 +80,7 @@ class CallerHandle:
         self._lock = threading.Lock()
         self._stage = _Stage.WAITING
         self._asked = False
-        self._abandoned = False
+        self._over = False
 
     @property
     def inside(self) -> bool:
@@ -113,10 +113,11 @@ class CallerHandle:
         return
 
     def abandon(self) -> None:
-        self._abandoned = True
+        self._over = True
 
     def _tell(self, result: Result) -> None:
-        if not self._abandoned:
+        if not self._over:
+            self._over = True  # an interruption may come just after its end was told
             self._done(result)
 
     # --------------------------------------------------------------------------- in the calling thread
@@ -124,16 +125,24 @@ class CallerHandle:
     def run(self) -> None:
         """Calls the function, unless the call was cancelled before it began."""
         try:
-            if not self._enter():
-                return
+            if self._enter():
+                self._tell_loop(self._result())
+        except KeyboardInterrupt:
+            self._leave(_Stage.BROKEN)
+            raise
+
+    def _result(self) -> Result:
+        try:
             result = called(self._job, self._loop, through=(KeyboardInterrupt,))
             self._leave(_Stage.ENDED)
+            return result
         except KeyboardInterrupt:
             if not self._asked:
-                self._leave(_Stage.BROKEN)
                 raise
             self._leave(_Stage.ENDED)
-            result = Cancelled()
+            return Cancelled()
+
+    def _tell_loop(self, result: Result) -> None:
         # The loop is gone if the function outlived its worker; then nobody waits.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._tell, result)

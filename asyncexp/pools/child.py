@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
@@ -31,7 +31,7 @@ from asyncexp.experiment import ExperimentId
 from asyncexp.fields import Fields, LogRows, clean, fraction
 from asyncexp.pools.base import Cancelled, Result, is_async, own, raised, returned
 from asyncexp.pools.frames import Frames, packed
-from asyncexp.results import ResultProcessor, SyncResultProcessor
+from asyncexp.results import ResultProcessor, Send, SyncResultProcessor
 from asyncexp.values import ColumnType, encoder
 
 CHUNK = 65536
@@ -379,10 +379,10 @@ class LineReport:
             self._over = True
 
 
-def _finish(sent: Coroutine[Any, Any, None]) -> None:
+def _finish(send: Send) -> None:
     """Runs a coroutine that waits for nothing: `Line.ask` has waited already."""
     try:
-        sent.send(None)
+        send().send(None)
     except StopIteration:
         return
     raise RuntimeError("a call of a plain function waited for an event loop")
