@@ -38,6 +38,11 @@ async def some_done(target: Target, count: int) -> bool:
     return int(found) >= count
 
 
+def _hear_ctrl_c() -> None:
+    """A shell lets what it runs in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def program(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`python …` under way in that folder; its process group, its own, is killed at the end if it still runs."""
@@ -49,6 +54,7 @@ def program(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_ctrl_c,
     )
     try:
         yield process

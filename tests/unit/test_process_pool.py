@@ -279,7 +279,7 @@ async def test_a_child_has_no_driver_no_credentials_and_no_descriptor_of_ours(
     ours = {name for name in facts["modules"] if name.startswith("asyncexp")}
     assert ours <= {
         "asyncexp",
-        *(f"asyncexp.{name}" for name in ("errors", "experiment", "fields", "pools", "results", "values")),
+        *(f"asyncexp.{name}" for name in ("errors", "experiment", "fields", "pools", "results", "values", "waiting")),
         *(f"asyncexp.pools.{name}" for name in ("base", "child", "frames", "nursery")),
     }
     kinds = sorted(name.split(":")[0] for name in facts["opened"].values())
