@@ -56,7 +56,12 @@ async def perform(session: Session, call: Call) -> Run:
     if not (call.progress is None or isinstance(call.progress, bool) or callable(call.progress)):
         raise InvalidConfigError(f"progress={call.progress!r}: True, False, None or a function of the summary")
     settings = call.settings
-    await session.start_worker(settings.heartbeat_interval, settings.lease, wait_seconds=settings.database_wait)
+    await session.start_worker(
+        settings.heartbeat_interval,
+        settings.lease,
+        max_attempts=settings.max_attempts,
+        wait_seconds=settings.database_wait,
+    )
     with reporter(call.progress) as report:
         run = Run(session, call.function, pool, call.options, call.wanted, report=report)
         session.runs.add(run)
@@ -176,8 +181,8 @@ async def _warn_of_lost_workers(session: Session) -> None:
     for worker in listed:
         if worker.state == "lost" and worker.running:
             session.logger.warning(
-                "%d rows still run in the name of a worker last seen at %s UTC (%s, pid %d). If it is dead for good "
-                'and no other worker runs, call reset_experiments("running").',
+                "%d rows still run in the name of a worker last seen at %s UTC (%s, pid %d). If it gives no more sign, "
+                "the next call of `execute` takes them over.",
                 worker.running,
                 f"{worker.heartbeat:%Y-%m-%d %H:%M:%S}",
                 worker.machine,

@@ -8,6 +8,7 @@ import logging
 import operator
 import os
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -371,6 +372,8 @@ class Experimenter:
                 threads.
             where: only rows with these keyfield values; a list means any of them.
             experiment_ids: only these rows.
+            until: `"empty"`: until nothing is left to claim; `"finished"`: until no such row runs anywhere either,
+                those of dead workers taken over. Paused rows are not waited for.
             from_status: `"paused"` continues paused rows.
             progress: True a bar, None a bar on a terminal, False nothing, or a function of the summary.
             handle_signals: None: SIGINT and SIGTERM stop it gracefully when in the main thread and SIGTERM has its
@@ -385,10 +388,9 @@ class Experimenter:
             DatabaseError: the database refused something that is not the experiments' fault.
         """
         options, settings = self._options(n_jobs, max_experiments, random_order, execution)
+        options = replace(options, until_finished=until == "finished")
         _check_choice("until", until, ("empty", "finished"))
         _check_choice("from_status", from_status, ("created", "paused"))
-        if until == "finished":
-            raise InvalidConfigError('until="finished" is not there yet; use until="empty"')
         session = await self._session(again=True, wait_seconds=settings.database_wait)
         now = partial(_now, session.study)
         wanted = Wanted(

@@ -1,7 +1,8 @@
 """The sign of life: one small transaction an interval, from a thread of its own.
 
 The thread has its own event loop and its own connection, so that user code which blocks the main loop
-does not make the worker look dead. Each beat brings back what others asked of this worker.
+does not make the worker look dead. Each beat brings back what others asked of this worker. The same thread
+looks for workers that are dead, and for a main loop that does not come round.
 """
 
 from __future__ import annotations
@@ -10,31 +11,52 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from asyncexp import provenance
 from asyncexp.db.base import Database, MissingTable, Outage
+from asyncexp.rescue import Look, Rescuer
 from asyncexp.store import workers
 from asyncexp.store.claim import Worker
+from asyncexp.store.flush import End, Ended, Key
+from asyncexp.store.rescue import end_from_outside
+from asyncexp.store.settle import release_unknown
 from asyncexp.store.study import Study
 from asyncexp.store.workers import Request
+from asyncexp.watchdog import Watchdog
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FIRST_WAIT_SECONDS = 0.1
 CLOSE_LIMIT_SECONDS = 10.0
+BLOCKED_SECONDS = 5.0
+"""A main loop that has not come round for so long, or for an interval, is worth a line in the log."""
+WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What the service tells its worker; all but `totals` are called on the worker's loop."""
+    """What the service asks of its worker, in the service's thread, and what it tells it, on the worker's loop."""
 
     totals: Callable[[], tuple[int, int]]
-    """(done, error) so far."""
+    """Asked for (done, error) so far."""
+    busy: Callable[[], bool]
+    """Asked whether experiments run."""
+    owes: Callable[[], bool]
+    """Asked whether rows may still be in the worker's name when it ends."""
+    stalled: Callable[[float, str], Mapping[Key, End]]
+    """Asked which attempts are to end, and how, because the loop has been blocked for so many seconds by that."""
+    ended: Callable[[Mapping[Key, Ended]], None]
+    """Those were ended."""
+    robbed: Callable[[], None]
+    """Rows may have been taken from this worker."""
     asked: Callable[[list[Request]], None]
     stop: Callable[[str], object]
     """Somebody asked the worker to stop; his name."""
@@ -61,6 +83,7 @@ class Service:
         lease_seconds: float,
         callbacks: Callbacks,
         facts: Callable[[], dict[str, Any]],
+        rescuer: Rescuer,
         logger: logging.Logger,
     ) -> None:
         self._main_study = study
@@ -70,12 +93,20 @@ class Service:
         self._lease = lease_seconds
         self._tell = callbacks
         self._facts = facts
+        self._rescuer = rescuer
         self._logger = logger
         self._user_loop = asyncio.get_running_loop()
+        patience = min(BLOCKED_SECONDS, interval_seconds)
+        self._watchdog = Watchdog(self._user_loop, threading.get_ident(), patience, logger)
         self._requests = 0
         self._waits = 0
         self._listens = False
         self._described = False
+        self._beat_at = 0.0
+        self._look_at = 0.0
+        self._silent = False
+        """Its experiments were ended for it, and its loop is still blocked."""
+        self._asked: deque[asyncio.Future[Look]] = deque()
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -89,9 +120,19 @@ class Service:
     def start(self) -> None:
         self._thread.start()
 
+    def look(self) -> asyncio.Future[Look]:
+        """A look for dead workers, as soon as the database allows; to be called on the worker's loop."""
+        asked: asyncio.Future[Look] = self._user_loop.create_future()
+        self._asked.append(asked)
+        self._stir()
+        return asked
+
     def close(self) -> None:
         """Ends the thread, from any thread; the worker's row is marked stopped if the database can be reached."""
         self._closing.set()
+        self._stir()
+
+    def _stir(self) -> None:
         loop, wake = self._loop, self._wake
         if loop is not None and wake is not None and not loop.is_closed():
             try:
@@ -128,17 +169,23 @@ class Service:
         self._loop.set_default_executor(_DaemonThreads())
         self._wake = asyncio.Event()
         study = self._main_study.sibling(self._connect())
+        watching = asyncio.create_task(self._watch(study))
         try:
             while not self._closing.is_set():
-                await self._pause(await self._beat(study))
+                await self._pause(await self._turn(study))
+                if watching.done():
+                    watching.result()
+            await _ended(watching)
             await self._say_stopped(study)
         finally:
+            await _ended(watching)
             await study.db.close()
 
     def _heard(self, payload: str) -> None:
         if payload == "":
             self._call(self._tell.woken)
         elif payload == str(self._worker.id) and self._wake is not None:
+            self._beat_at = 0.0
             self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
@@ -151,21 +198,65 @@ class Service:
             return
         self._wake.clear()
 
-    async def _beat(self, study: Study) -> float:
-        """One sign of life; how long to wait for the next."""
+    async def _turn(self, study: Study) -> float:
+        """The sign of life and the look for the dead, where they are due; how long to wait for the next."""
         try:
-            await self._give_sign(study)
+            if time.monotonic() >= self._beat_at:
+                await self._beat(study)
+            if self._asked or time.monotonic() >= self._look_at:
+                await self._look(study)
         except MissingTable:
             # The tables were dropped. Experiments that run learn it from their own statements; new tables may come.
-            return self._interval
+            self._answer(Look())
+            self._beat_at = self._look_at = time.monotonic() + self._interval
         except Outage as outage:
-            self._waits += 1
-            if self._waits == 1:
-                self._logger.warning("No sign of life could be given: %s", outage)
-            return min(self._interval, FIRST_WAIT_SECONDS * 2.0 ** min(self._waits, 20)) * random.uniform(0.5, 1.0)
-        self._main_study.clock_like(study)
+            return self._away(outage)
+        return max(0.0, min(self._beat_at, self._look_at) - time.monotonic())
+
+    def _away(self, outage: Outage) -> float:
+        self._rescuer.forget()
+        self._beat_at = 0.0
+        self._waits += 1
+        if self._waits == 1:
+            self._logger.warning("No sign of life could be given: %s", outage)
+        return min(self._interval, FIRST_WAIT_SECONDS * 2.0 ** min(self._waits, 20)) * random.uniform(0.5, 1.0)
+
+    async def _beat(self, study: Study) -> None:
+        due = time.monotonic() + self._interval
+        if not self._silent:
+            await self._give_sign(study)
+            self._main_study.clock_like(study)
+        self._beat_at = due
         self._waits = 0
-        return self._interval
+
+    async def _look(self, study: Study) -> None:
+        asked = len(self._asked)
+        look = await self._rescuer.look(study)
+        wait = self._lease if look.again_in is None else min(look.again_in, self._interval)
+        self._look_at = time.monotonic() + wait
+        if look.rescued:
+            self._call(self._tell.woken)
+        self._answer(look, asked)
+
+    def _answer(self, look: Look, count: int | None = None) -> None:
+        for _ in range(len(self._asked) if count is None else count):
+            self._call(_hand_over, self._asked.popleft(), look)
+
+    async def _watch(self, study: Study) -> None:
+        """Looks whether the main loop comes round while experiments run; ends those that stall with it."""
+        while True:
+            await asyncio.sleep(min(WATCH_SECONDS, self._interval / 4))
+            if not self._tell.busy():
+                continue
+            seconds = self._watchdog.look()
+            if not seconds:
+                self._silent = False
+            elif not self._silent and (ends := self._tell.stalled(seconds, self._watchdog.culprit)):
+                with suppress(Outage, MissingTable):
+                    ended = await end_from_outside(study, self._worker.id, ends)
+                    self._silent = True
+                    self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
+                    self._call(self._tell.ended, ended)
 
     async def _give_sign(self, study: Study) -> None:
         if not self._listens:
@@ -175,6 +266,7 @@ class Service:
         if told is None:
             await workers.register(study, self._worker, self._lease, provenance.here())
             self._described = False
+            self._call(self._tell.robbed)
         else:
             await self._bring_back(study, told)
         if not self._described:
@@ -187,6 +279,7 @@ class Service:
                 self._call(self._tell.stop, told.stop_requested)
             asked = await workers.requests(study, self._worker.id)
             self._requests = told.requests
+            self._call(self._tell.robbed)
             if asked:
                 self._call(self._tell.asked, asked)
 
@@ -197,13 +290,30 @@ class Service:
 
     async def _say_stopped(self, study: Study) -> None:
         try:
-            await asyncio.wait_for(
-                workers.say_stopped(study, self._worker.id, *self._tell.totals()), CLOSE_LIMIT_SECONDS / 2
-            )
+            await asyncio.wait_for(self._take_leave(study), CLOSE_LIMIT_SECONDS / 2)
         except MissingTable:
             return  # the tables were dropped, this worker's row with them
         except (Outage, TimeoutError) as away:
             self._logger.warning("The end of worker %s could not be noted: %s", self._worker.id, away)
+
+    async def _take_leave(self, study: Study) -> None:
+        if self._tell.owes():  # nobody rescues rows of a worker that ended in good order
+            await release_unknown(study, self._worker, ())
+        await workers.say_stopped(study, self._worker.id, *self._tell.totals())
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _hand_over(asked: asyncio.Future[Look], look: Look) -> None:
+    if not asked.done():
+        asked.set_result(look)
+
+
+def _ids(keys: Iterable[Key]) -> list[str]:
+    return [str(key[0]) for key in keys]
 
 
 class _DaemonThreads(ThreadPoolExecutor):

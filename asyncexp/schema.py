@@ -125,6 +125,7 @@ _WORKER = (
     Column("stop_requested", WORD),
     Column("requests", BIGINT, 0),
     Column("last_flush", BIGINT, 0),
+    Column("rescued", DATE),
     Column("ended_done", BIGINT, 0),
     Column("ended_error", BIGINT, 0),
     Column("git_commit", WORD),

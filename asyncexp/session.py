@@ -15,10 +15,12 @@ from asyncexp import provenance
 from asyncexp.db.base import Database, MissingTable, Outage, T
 from asyncexp.errors import DatabaseConnectionError
 from asyncexp.lease import Callbacks, Service
+from asyncexp.rescue import Look, Rescuer
 from asyncexp.schema import Schema
-from asyncexp.store import setup, workers
-from asyncexp.store.claim import Worker
-from asyncexp.store.flush import Key
+from asyncexp.store import life, read, setup, workers
+from asyncexp.store.claim import Wanted, Worker
+from asyncexp.store.flush import End, Ended, Key
+from asyncexp.store.rescue import Place
 from asyncexp.store.study import Study
 from asyncexp.store.workers import Request
 from asyncexp.worker import Live, Run
@@ -56,6 +58,7 @@ class Session:
         self._registered = False
         self._closed = False
         self._lease = (0.0, 0.0)
+        self._max_attempts = 0
         self._writer: Writer | None = None
         self._service: Service | None = None
         self._starting = asyncio.Lock()
@@ -139,13 +142,17 @@ class Session:
 
     # ---------------------------------------------------------------------------------------- worker
 
-    async def start_worker(self, interval_seconds: float, lease_seconds: float, *, wait_seconds: float = 0.0) -> None:
-        """Registers this worker and starts its sign of life and its writer, once."""
+    async def start_worker(
+        self, interval_seconds: float, lease_seconds: float, *, max_attempts: int, wait_seconds: float = 0.0
+    ) -> None:
+        """Registers this worker and starts its sign of life and its writer, once; looks for dead workers' rows."""
         async with self._starting:
+            self._max_attempts = max_attempts
             await self.patiently(lambda: self._sign_in(lease_seconds), wait_seconds)
             self._must_be_open()
             if self._writer is not None:
                 self._keep_lease(interval_seconds, lease_seconds)
+                self.look()
                 return
             self._lease = (interval_seconds, lease_seconds)
             self._writer = Writer(
@@ -185,9 +192,14 @@ class Session:
         def here(call: Callable[[Session], Any]) -> Callable[[], Any]:
             return lambda: call(session) if (session := me()) is not None else None
 
-        totals = self.totals
+        totals, max_attempts = self.totals, self._max_attempts
         callbacks = Callbacks(
             totals=lambda: (totals["done"], totals["error"]),
+            busy=lambda: bool(session.live) if (session := me()) else False,
+            owes=lambda: session._owes() if (session := me()) else True,
+            stalled=lambda seconds, what: session._stalled(seconds, what) if (session := me()) else {},
+            ended=lambda ended: session._ended(ended) if (session := me()) else None,
+            robbed=here(Session._robbed),
             asked=lambda requests: session._asked(requests) if (session := me()) else None,
             stop=lambda by: session.stop(by) if (session := me()) else None,
             woken=here(Session._woken),
@@ -201,8 +213,20 @@ class Session:
             lease_seconds,
             callbacks,
             provenance.git,
+            Rescuer(
+                self.identity.id,
+                _here(self.identity.machine),
+                interval_seconds,
+                lambda: session._max_attempts if (session := me()) else max_attempts,
+                self.logger,
+            ),
             self.logger,
         )
+
+    def look(self) -> asyncio.Future[Look]:
+        """A look for dead workers' rows; it waits while the database is away."""
+        assert self._service is not None, "start_worker() comes first"
+        return self._service.look()
 
     @property
     def writer(self) -> Writer:
@@ -239,6 +263,36 @@ class Session:
                 live.run.asked(request, live)
             else:
                 self.early[request.key] = request
+
+    async def unfinished(self, wanted: Wanted, *, open_ones: bool) -> float | None:
+        """Whether rows of this selection run anywhere, or are open if that counts: the seconds that it took to see."""
+        began = time.monotonic()
+        try:
+            study = await self.reading()
+            names = ["running", *(["created"] if open_ones and wanted.status == "created" else [])]
+            found = await read.any_of(study, life.selection(study, names, wanted.where, wanted.ids))
+        except Outage:
+            found = True
+        return time.monotonic() - began if found else None
+
+    def _robbed(self) -> None:
+        """Rows may have been taken away: whatever is sent for them tells."""
+        if self._writer is not None:
+            for key in list(self.live):
+                self._writer.mention(key, {})
+
+    def _owes(self) -> bool:
+        return self._writer is not None and bool(self._writer.known)
+
+    def _stalled(self, seconds: float, what: str) -> dict[Key, End]:
+        """Called in the service's thread, while this one is blocked."""
+        return {key: end for key, live in list(self.live.items()) if (end := live.run.stalled(seconds, what))}
+
+    def _ended(self, ended: Mapping[Key, Ended]) -> None:
+        for key, how in ended.items():
+            live = self.live.get(key)
+            if live is not None:
+                live.run.ended_elsewhere(live, how)
 
     def _woken(self) -> None:
         for run in list(self.runs):
@@ -317,6 +371,11 @@ async def patiently(attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds:
                 logger.warning("Trying for %g s to reach the database: %s", wait_seconds, outage)
         await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # or else many would come back together
         wait = min(LONGEST_WAIT_SECONDS, wait * 2)
+
+
+def _here(machine: str) -> Place:
+    facts = provenance.here()
+    return Place(machine, facts["boot_id"], facts["pid_namespace"])
 
 
 def _abandon(connections: list[Database]) -> None:

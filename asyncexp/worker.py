@@ -35,6 +35,7 @@ from asyncexp.pools.base import (
     lineage,
 )
 from asyncexp.reporting import AttemptReport
+from asyncexp.rescue import Look
 from asyncexp.store.claim import Wanted
 from asyncexp.store.flush import DONE, End, Ended, Key
 from asyncexp.store.study import Study
@@ -46,6 +47,8 @@ ALIKE = 20
 RETRY_SLACK_SECONDS = 0.02
 """Added to a retry's delay, for databases whose clock counts milliseconds."""
 SHOWN_ERRORS = 20
+LOOK_SHARE = 10
+"""Looking again whether others still run rows waits at least so many times what the last look took."""
 LAST_FLUSH_SECONDS = 5.0
 """At least so long a run told to stop waits for a database that is away."""
 FORGOTTEN = End(
@@ -73,6 +76,8 @@ class Options:
     lease: float
     poll_interval: float
     stop_on_outage: bool
+    until_finished: bool = False
+    """Wait for rows that other workers run, and take over those of dead ones."""
 
 
 class Host(Protocol):
@@ -94,6 +99,14 @@ class Host(Protocol):
 
     def ended(self, outcome: str) -> None:
         """Counts an end for the worker's totals."""
+        ...
+
+    def look(self) -> asyncio.Future[Look]:
+        """A look for dead workers' rows."""
+        ...
+
+    async def unfinished(self, wanted: Wanted, *, open_ones: bool) -> float | None:
+        """Whether rows of this selection run anywhere, or are open if that counts: the seconds that it took to see."""
         ...
 
 
@@ -156,7 +169,8 @@ class Run:
         """So many more attempts must end well before rows are taken ahead."""
         self._failure: BaseException | None = None
         self._claiming: asyncio.Future[Claimed] | None = None
-        self._checking: asyncio.Future[list[int]] | None = None
+        self._looking: asyncio.Task[float | None] | None = None
+        self._look_again_at = 0.0
         self._asked = 0
         self._above = 0
         self._dry_until = 0.0
@@ -183,6 +197,7 @@ class Run:
                 await self._wait()
         finally:
             self._clear_timers()
+            self._stop_looking()
             await self._pool.close()
             self.finished.set()
         if self._failure is not None:
@@ -231,21 +246,55 @@ class Run:
             return False
         if self.stopped_by is not None or self._failure is not None or self._allowance() <= 0:
             return True
-        return self._confirmed_empty and not self._retries and self._no_strangers()
+        return self._confirmed_empty and not self._retries and self._nothing_is_left()
 
-    def _no_strangers(self) -> bool:
-        """Whether the table holds no row in this worker's name that it does not know; asked once, last."""
-        if self._checking is None:
-            self._checking = self._host.writer.release_strangers()
-            self._checking.add_done_callback(self._wake)
-        if not self._checking.done():
+    def _nothing_is_left(self) -> bool:
+        """Whether no more rows will come; asked last."""
+        if self._loop.time() < self._look_again_at:
             return False
-        checked, self._checking = self._checking, None
-        if (failure := checked.exception()) is not None:
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._last_look(), name="asyncexp last look")
+            self._looking.add_done_callback(self._wake)
+        if not self._looking.done():
+            return False
+        looked, self._looking = self._looking, None
+        if looked.cancelled():  # the loop is being shut down, and the run with it
+            return False
+        if (failure := looked.exception()) is not None:
             self.fail(failure)
             return False
-        self._confirmed_empty = not checked.result()
-        return self._confirmed_empty
+        if (wait := looked.result()) is None:
+            return True
+        if wait:
+            self._look_again_at = self._loop.time() + wait
+            self._later(wait, self._wake)
+        else:
+            self._confirmed_empty = False
+            self._dry_until = 0.0
+        return False
+
+    def _stop_looking(self) -> None:
+        """What was seen, or is looked for, is of the past."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def _last_look(self) -> float | None:
+        """Seconds after which to look again, 0 if there are rows to claim now; None: there will be none."""
+        if await self._host.writer.release_strangers():
+            return 0.0
+        look = await self._host.look()
+        if look.rescued:
+            return 0.0
+        finished = self.options.until_finished
+        if not finished and look.again_in is None:
+            return None
+        wanted = replace(self._wanted, ids=None if self._ids is None else tuple(self._ids))
+        if (took := await self._host.unfinished(wanted, open_ones=finished)) is None:
+            return None
+        if finished:
+            return max(LOOK_SHARE * took, self.options.poll_interval * random.uniform(0.8, 1.2))
+        return look.again_in
 
     # ---------------------------------------------------------------------------------------- claims
 
@@ -340,12 +389,13 @@ class Run:
         self._started += 1
         self.last_id = key[0]
         self._confirmed_empty = False
+        self._stop_looking()
         self._retries.pop(key[0], None)
         if self._wanted.add is not None or self._wanted.early:
             # That was the one row asked for; another try of it is taken as any other.
             self._wanted = replace(self._wanted, add=None, early=False)
             self._ids = {}
-        if self._ids is not None:
+        if self._ids is not None and not self.options.until_finished:
             self._ids.pop(key[0], None)
         if not self.options.random_order:
             self._above = max(self._above, key[0])
@@ -374,6 +424,28 @@ class Run:
             self._overdue(live, text)
         else:
             live.timers.append(self._loop.call_later(seconds - quiet, self._look_for_stall, live, seconds))
+
+    def stalled(self, seconds: float, what: str) -> End | None:
+        """How attempts are to end if this loop has been blocked for so long by that, which cannot be interrupted."""
+        limit = self.options.stall_timeout
+        if limit is None or seconds < limit:
+            return None
+        text = f"TimeoutError: no sign from the experiment for its stall_timeout of {limit:g} s"
+        return self._error(f"{text}: the event loop was blocked by {what}", lineage(TimeoutError))
+
+    def ended_elsewhere(self, live: Live, ended: Ended) -> None:
+        """The row was ended for us while this loop was blocked."""
+        if live.over:
+            return
+        if live.report is not None:
+            live.report.close()
+        self._drop(live)
+        self._host.writer.forget(live.key)
+        if live.handle is not None:
+            live.handle.cancel()
+            live.handle.abandon()
+        self._ended(live, ended, None, End("error", error="TimeoutError: the event loop was blocked"))
+        self._wake()
 
     def _overdue(self, live: Live, text: str) -> None:
         self.end_early(live, self._error(text, lineage(TimeoutError)), wait_for_thread=False)
@@ -479,6 +551,8 @@ class Run:
             self._loop.call_soon(live.handle.cancel)
             live.handle.abandon()
         self._count("lost")
+        if self._ids is not None:  # whoever has it may put it back
+            self._ids[live.key[0]] = None
         self._wake()
 
     # ------------------------------------------------------------------------------------- the ends

@@ -16,7 +16,7 @@ from asyncexp.store.study import Study
 
 MAX_RETRY_DELAY_SECONDS = 300.0
 
-Outcome = Literal["done", "error", "paused", "created", "released", "retried"]
+Outcome = Literal["done", "error", "paused", "created", "released", "retried", "lost"]
 LogLine = tuple[str, tuple[Any, ...]]
 """(short name of the log table, its columns' bound values behind the timestamp)."""
 Key = tuple[int, int]
@@ -92,11 +92,12 @@ async def flush(
     flushed = Flushed(refused={unit.key for unit in units if unit.key not in held})
     await _write_fields(study, tx, kept)
     await _write_logs(study, tx, kept)
-    flushed.ended = await _end(study, tx, worker, [unit for unit in kept if unit.end])
+    flushed.ended = await end_attempts(study, tx, worker.id, [unit for unit in kept if unit.end])
     for wanted in claims:
         flushed.claimed.append(await claim(study, tx, worker, wanted))
     if kept or worker.joins is None:
-        text = f'UPDATE {study.workers} SET "last_flush" = :number WHERE "id" = :worker'
+        # Who writes lives, and may have new rows: whoever took back his old ones has to look again.
+        text = f'UPDATE {study.workers} SET "last_flush" = :number, "rescued" = NULL WHERE "id" = :worker'
         await study.execute(tx, text, number=number, worker=worker.id)
     return flushed
 
@@ -196,19 +197,21 @@ async def _write_logs(study: Study, tx: Transaction, units: Iterable[Unit]) -> N
 # -------------------------------------------------------------------------------------------- ends
 
 
-async def _end(study: Study, tx: Transaction, worker: Worker, units: Sequence[Unit]) -> dict[Key, Ended]:
+async def end_attempts(study: Study, tx: Transaction, worker: int, units: Sequence[Unit]) -> dict[Key, Ended]:
+    """Ends attempts of the worker with this id, whose rows the transaction has locked."""
     if not units:
         return {}
-    counts = await tries_of(study, tx, [unit for unit in units if unit.end and unit.end.retries])
+    tried = [unit.key[0] for unit in units if unit.end and unit.end.retries]
+    counts = await earlier(study, tx, tried, "retried")
     ended = {unit.key: _resolve(unit.end, counts.get(unit.key[0], 0)) for unit in units if unit.end}
     await _close(study, tx, [unit for unit in units if ended[unit.key].outcome in ("done", "error", "paused")], ended)
     back: defaultdict[tuple[bool, float], list[int]] = defaultdict(list)
     for unit in units:
-        if (end := ended[unit.key]).outcome in ("created", "released", "retried"):
+        if (end := ended[unit.key]).outcome in ("created", "released", "retried", "lost"):
             back[(end.outcome == "created", end.delay_seconds)].append(unit.key[0])
     for (keeps, delay), ids in back.items():
         await put_back(study, tx, ids, delay_seconds=delay, keep_results=keeps)
-    await _remember(study, tx, worker.id, units, ended)
+    await _remember(study, tx, worker, units, ended)
     if back:
         await wake(study, tx)
     return ended
@@ -227,18 +230,18 @@ def retry_delay(end: End, tries: int) -> float:
     return min(MAX_RETRY_DELAY_SECONDS, end.retry_delay_seconds * 2.0 ** min(tries, 64))
 
 
-async def tries_of(study: Study, tx: Transaction, units: Sequence[Unit]) -> dict[int, int]:
-    """How often each row was tried again already, since it was last retried by hand."""
-    if not units:
+async def earlier(study: Study, tx: Transaction, ids: Sequence[int], outcome: Outcome) -> dict[int, int]:
+    """How many attempts at each row ended so, since it was last retried by hand; rows without one are left out."""
+    if not ids:
         return {}
     # The user's columns may have any name of these.
     attempts = study.attempts
     text = (
         f'SELECT "ID", COUNT(*) FROM {attempts} JOIN {study.main} ON "ID" = {attempts}."experiment_id" '
-        f"WHERE {study.member(ID, ':ids')} AND {attempts}.\"outcome\" = 'retried' "
+        f'WHERE {study.member(ID, ":ids")} AND {attempts}."outcome" = :outcome '
         f'AND {attempts}."attempt" > "_counted_from" GROUP BY "ID"'
     )
-    rows = await study.fetch(tx, text, ids=study.integers(unit.key[0] for unit in units))
+    rows = await study.fetch(tx, text, ids=study.integers(ids), outcome=outcome)
     return {row[0]: row[1] for row in rows}
 
 

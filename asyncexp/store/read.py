@@ -34,6 +34,12 @@ async def counts(study: Study, which: Condition) -> dict[str, int]:
     return {status: int(found.pop(status, 0)) for status in STATUSES} | {k: int(v) for k, v in found.items()}
 
 
+async def any_of(study: Study, which: Condition) -> bool:
+    """Whether there is any such row."""
+    text = f"SELECT 1 FROM {study.main} WHERE {which.sql} LIMIT 1"
+    return bool(await study.db.fetch(*_bound(study, text, which), limit_seconds=LIMIT_SECONDS))
+
+
 async def status_of(study: Study, experiment_id: int) -> str | None:
     """The status of one row; None: no such row."""
     text = f'SELECT "status" FROM {study.main} WHERE "ID" = :id'

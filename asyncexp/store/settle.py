@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 from asyncexp.db.base import Transaction
 from asyncexp.store.claim import ID, Worker
-from asyncexp.store.fill import wake
-from asyncexp.store.flush import End, Ended, Flushed, Key, Outcome, Unit, fence, put_back, retry_delay, tries_of
+from asyncexp.store.flush import End, Ended, Flushed, Key, Outcome, Unit, earlier, end_attempts, fence, retry_delay
 from asyncexp.store.study import Study
 
 EXPERIMENT = '"experiment_id"'
@@ -50,13 +49,14 @@ async def _ended(study: Study, tx: Transaction, worker: Worker, units: Sequence[
     other = await study.fetch(
         tx,
         f'SELECT "experiment_id", "attempt", "outcome" FROM {study.attempts} '
-        f'WHERE {study.member(EXPERIMENT, ":ids")} AND "worker" = :worker',
+        f'WHERE {study.member(EXPERIMENT, ":ids")} AND "worker" = :worker AND "outcome" <> \'lost\'',
         ids=ids,
         worker=worker.id,
     )
     known: dict[Key, Outcome] = {(row[0], row[1]): "done" for row in done}
     known |= {(row[0], row[1]): cast(Outcome, row[2]) for row in other}
-    tries = await tries_of(study, tx, [unit for unit in units if known.get(unit.key) == "retried"])
+    tried = [unit.key[0] for unit in units if known.get(unit.key) == "retried"]
+    tries = await earlier(study, tx, tried, "retried")
     return {
         unit.key: _as_told(known[unit.key], unit.end, tries.get(unit.key[0], 1))
         for unit in units
@@ -80,24 +80,8 @@ async def release_unknown(study: Study, worker: Worker, known: Collection[Key]) 
         text = f'SELECT "ID", "_attempt" FROM {study.main} WHERE "status" = \'running\' AND "_worker" = :worker'
         rows = await study.fetch(tx, text, worker=worker.id)
         strange = sorted(key for row in rows if (key := (int(row[0]), int(row[1]))) not in known)
-        await _give_back(study, tx, worker, strange)
+        held = await fence(study, tx, worker.id, strange)
+        await end_attempts(study, tx, worker.id, [Unit(key, end=End("released")) for key in sorted(held)])
         return [key[0] for key in strange]
 
     return await study.db.run(work)
-
-
-async def _give_back(study: Study, tx: Transaction, worker: Worker, keys: Iterable[Key]) -> None:
-    held = sorted(await fence(study, tx, worker.id, keys))
-    if not held:
-        return
-    await put_back(study, tx, [key[0] for key in held])
-    for key in held:
-        await study.execute(
-            tx,
-            f'INSERT INTO {study.attempts} ("experiment_id", "attempt", "worker", "ended", "outcome") '
-            f"VALUES (:id, :attempt, :worker, {study.dialect.now}, 'released')",
-            id=key[0],
-            attempt=key[1],
-            worker=worker.id,
-        )
-    await wake(study, tx)

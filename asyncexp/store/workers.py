@@ -131,7 +131,7 @@ async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
 
     async def work(tx: Transaction) -> Beat | None:
         text = (
-            f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now}, "ended_done" = :done, '
+            f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now}, "rescued" = NULL, "ended_done" = :done, '
             '"ended_error" = :error WHERE "id" = :worker'
         )
         if not await study.execute(tx, text, worker=worker, done=done, error=error):
@@ -218,7 +218,7 @@ async def ask(study: Study, ids: Sequence[int], kind: str, by: str) -> list[int]
         asked = [int(row[0]) for row in rows]
         text = f'UPDATE {study.main} SET "_request" = :kind, "_requested_by" = :by WHERE {study.member(ID, ":ids")}'
         await study.execute(tx, text, kind=kind, by=by, ids=study.integers(asked))
-        await _raise_counter(study, tx, sorted({row[1] for row in rows}))
+        await raise_counter(study, tx, sorted({row[1] for row in rows}))
         return asked
 
     return await study.db.run(work)
@@ -253,10 +253,11 @@ async def stop_all(study: Study, tx: Transaction, by: str) -> None:
 async def _request_stop(study: Study, tx: Transaction, asked: Sequence[int], by: str) -> None:
     text = f'UPDATE {study.workers} SET "stop_requested" = :by WHERE {study.member(WORKER_ID, ":ids")}'
     await study.execute(tx, text, by=by, ids=study.integers(asked))
-    await _raise_counter(study, tx, asked)
+    await raise_counter(study, tx, asked)
 
 
-async def _raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -> None:
+async def raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -> None:
+    """Has these workers look at their rows: at their next sign of life, on PostgreSQL at once."""
     text = f'UPDATE {study.workers} SET "requests" = "requests" + 1 WHERE {study.member(WORKER_ID, ":ids")}'
     await study.execute(tx, text, ids=study.integers(workers))
     for worker in workers:

@@ -336,7 +336,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_errors": 0}, "max_errors must be a number from 1 on, or -1"),
     ({"lease": 5.0}, "at least four times heartbeat_interval"),
     ({"retry_on": 7}, "retry_on"),
-    ({"until": "finished"}, 'until="finished" is not there yet'),
     ({"until": "tired"}, "until.*'tired'.*'?empty"),
     ({"from_status": "done"}, "from_status.*'done'.*created"),
     ({"pool": "threads"}, "pool"),

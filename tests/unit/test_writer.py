@@ -282,7 +282,7 @@ async def test_a_row_lost_under_the_worker_takes_nothing_and_its_caller_is_told(
 ) -> None:
     worker, other = await filled(6), await filled(6)
     run = Fenced()
-    call: asyncio.Task[Summary] = asyncio.create_task(worker.execute(run, n_jobs=2, experiment_ids=range(1, 7)))
+    call: asyncio.Task[Summary] = asyncio.create_task(worker.execute(run, n_jobs=2, max_experiments=6))
     await run.began.wait()
     await take(target, other)
     before = await sql(target, 'SELECT * FROM "experiments" WHERE "number" = 0')
