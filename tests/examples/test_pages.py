@@ -50,7 +50,10 @@ MENDED = {
         "test_an_async_function_runs_as_a_task_in_this_process",
     ],
     "KeyboardInterrupt": ["test_a_signal_stops_gracefully_and_the_handlers_come_back"],
-    "so does `kill -9`": [],
+    "so does `kill -9`": [
+        "test_a_worker_killed_on_this_machine_gives_its_rows_back_at_once",
+        "test_a_worker_killed_elsewhere_is_waited_for_until_its_lease_and_two_intervals_are_over",
+    ],
     "a million rows": ["test_200_000_rows_in_flat_memory"],
     "dates of `get_table`": ["test_dtypes_are_those_of_the_columns_with_values_without_and_with_no_row"],
     "an error does not say": ["test_an_unknown_field_names_the_nearest_and_nothing_of_the_call_is_written"],
