@@ -255,8 +255,9 @@ class Service:
                 with suppress(Outage, MissingTable):
                     ended = await end_from_outside(study, self._worker.id, ends)
                     self._silent = True
-                    self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
-                    self._call(self._tell.ended, ended)
+                    if ended:
+                        self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
+                        self._call(self._tell.ended, ended)
 
     async def _give_sign(self, study: Study) -> None:
         if not self._listens:

@@ -127,14 +127,18 @@ class Rescuer:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether no such process runs on this machine; one that is only not yet buried does not."""
+    """Whether no such process runs on this machine; one that is dead and not yet buried does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's
+        return False
     import psutil  # a tenth of a second, and needed only where another worker is on this machine
 
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.Error:
+    except psutil.Error:  # perhaps only hidden from us (`hidepid`)
         return False
 
 

@@ -11,6 +11,7 @@ from asyncexp.store.claim import ID
 from asyncexp.store.fill import KeyRow, end_turn, insert, take_turn, wake
 from asyncexp.store.flush import put_back
 from asyncexp.store.study import Condition, Study
+from asyncexp.store.workers import raise_counter
 
 CHUNK = 5_000
 LIMIT_SECONDS = 600.0
@@ -67,8 +68,11 @@ async def _for_all(
         await take_turn(study, tx)
         text = f'SELECT "ID" FROM {study.main} WHERE {which.sql} ORDER BY "ID"{study.dialect.for_update}'
         ids = [int(row[0]) for row in await study.fetch(tx, text, **which.params)]
+        robbed: set[int] = set()
         for chunk in _chunks(ids):
+            robbed |= await _runners(study, tx, chunk)
             await change(tx, chunk)
+        await raise_counter(study, tx, sorted(robbed))
         if ids:
             await wake(study, tx)
         return len(ids)
@@ -77,6 +81,13 @@ async def _for_all(
         return await study.db.run(work, limit_seconds=LIMIT_SECONDS)
     finally:
         await end_turn(study)
+
+
+async def _runners(study: Study, tx: Transaction, ids: Sequence[int]) -> set[int]:
+    """The workers that run any of these rows."""
+    text = f'SELECT DISTINCT "_worker" FROM {study.main} WHERE {study.member(ID, ":ids")} AND "status" = \'running\''
+    rows = await study.fetch(tx, text, ids=study.integers(ids))
+    return {row[0] for row in rows if row[0] is not None}
 
 
 async def _delete(study: Study, tx: Transaction, ids: Sequence[int]) -> None:

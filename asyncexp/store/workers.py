@@ -258,6 +258,8 @@ async def _request_stop(study: Study, tx: Transaction, asked: Sequence[int], by:
 
 async def raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -> None:
     """Has these workers look at their rows: at their next sign of life, on PostgreSQL at once."""
+    if not workers:
+        return
     text = f'UPDATE {study.workers} SET "requests" = "requests" + 1 WHERE {study.member(WORKER_ID, ":ids")}'
     await study.execute(tx, text, ids=study.integers(workers))
     for worker in workers:

@@ -76,6 +76,19 @@ async def test_cancel_ends_running_rows_as_error_and_says_who_asked(
     assert await audit(target) == {"done": 2, "error": 2, "created": 6}
 
 
+@pytest.mark.parametrize("take", ["reset_experiments", "delete_experiments"])
+async def test_a_silent_function_whose_row_is_reset_or_deleted_is_ended_soon(
+    make: Make, target: Target, shared: Shared, mode: Mode, take: str
+) -> None:
+    async with held(make, run := new_held(shared), jobs=2) as (call, other):
+        assert await getattr(other, take)("running", ids=[1]) == 1
+        if mode != "process":
+            await eventually(lambda: run.cancelled == [1], seconds=5)
+        run.let_go.open()
+        summary = await call
+    assert (summary.lost, summary.done) == (1, 1)
+
+
 async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target, shared: Shared, mode: Mode) -> None:
     async with held(make, run := new_held(shared), jobs=1, execution=QUICK | {"retries": 3}) as (call, other):
         await other.cancel(1)
