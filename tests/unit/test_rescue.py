@@ -36,7 +36,8 @@ def test_a_process_is_gone_when_it_is_dead_buried_or_not() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide processes")
 def test_a_hidden_process_of_somebody_else_is_not_gone() -> None:
-    program = f"import os; from asyncexp.rescue import is_gone; os.setuid(65534); print(is_gone({os.getpid()}))"
+    drop = "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+    program = f"import os, psutil; from asyncexp.rescue import is_gone; {drop}; print(is_gone({os.getpid()}))"
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, "-c", program]
     said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
