@@ -13,12 +13,13 @@ from typing import Any
 
 from asyncexp import provenance
 from asyncexp.db.base import Database, MissingTable, Outage, T
-from asyncexp.errors import DatabaseConnectionError
+from asyncexp.errors import DatabaseConnectionError, DatabaseError
 from asyncexp.lease import Callbacks, Service
 from asyncexp.rescue import Look, Rescuer
 from asyncexp.schema import Schema
 from asyncexp.store import life, read, setup, workers
 from asyncexp.store.claim import Wanted, Worker
+from asyncexp.store.fate import fates
 from asyncexp.store.flush import End, Ended, Key
 from asyncexp.store.rescue import Place
 from asyncexp.store.study import Study
@@ -29,6 +30,8 @@ from asyncexp.writer import Writer
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 5.0
 CLOSE_LIMIT_SECONDS = 30.0
+TELLING_SECONDS = 2.0
+"""So long a session that ends waits for what it has to say of lost rows."""
 
 
 class Session:
@@ -63,6 +66,8 @@ class Session:
         self._service: Service | None = None
         self._starting = asyncio.Lock()
         self.loop = asyncio.get_running_loop()
+        self._robbed_of: list[Key] = []
+        self._telling: asyncio.Task[None] | None = None
         self._end_service: weakref.finalize[..., Session] | None = None
         self._connections = [self._database]
         # Whoever forgets to close: what the drivers would do with a closed loop is no way to end.
@@ -247,9 +252,29 @@ class Session:
         return self._registered
 
     def _lost(self, key: Key) -> None:
+        self._robbed_of.append(key)
+        if self._telling is None:
+            self._telling = self.loop.create_task(self._tell_of_losses(), name="asyncexp losses")
         live = self.live.get(key)
         if live is not None:
             live.run.lost(live)
+
+    async def _tell_of_losses(self) -> None:
+        """Says in the log what was lost, why, and to whom, as far as the database tells."""
+        while self._robbed_of:
+            await asyncio.sleep(0)  # those lost by one flush are told together
+            keys, self._robbed_of = self._robbed_of, []
+            try:
+                found = await fates(await self.reading(), keys)
+            except DatabaseError:
+                found = {}
+            for key in keys:
+                self.logger.warning(
+                    "Experiment %d (attempt %d) was taken away from this worker: %s. What it sends is refused.",
+                    *key,
+                    found.get(key, "what became of it is unknown"),
+                )
+        self._telling = None
 
     def _away(self) -> None:
         for run in list(self.runs):
@@ -317,6 +342,9 @@ class Session:
             await self._close_rest()
 
     async def _close_rest(self) -> None:
+        if (telling := self._telling) is not None:
+            await asyncio.wait([telling], timeout=TELLING_SECONDS)
+            telling.cancel()
         if self._service is not None:
             self._service.close()
             await self._service.closed()

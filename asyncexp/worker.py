@@ -542,9 +542,6 @@ class Run:
         """The row is no longer this worker's: its function is cancelled and nothing is written."""
         if live.over:
             return
-        self._host.logger.warning(
-            "Experiment %s (attempt %s) was taken away from this worker; what it sends is refused.", *live.key
-        )
         self._drop(live)
         if live.handle is not None:
             # A call under way has just been answered: its caller is to see that answer before the cancellation.

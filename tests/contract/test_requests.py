@@ -16,6 +16,7 @@ import pytest
 from asyncexp import Experimenter, ResultProcessor, Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError
+from asyncexp.store.rescue import Place, Rescued, rescue, suspects
 from tests.contract.conftest import Make
 from tests.contract.functions import Held
 from tests.contract.modes import Mode
@@ -26,6 +27,7 @@ from tests.contract.support import Keys, audit, eventually, numbers
 from tests.servers import in_thread
 from tests.studies import experimenter as new_experimenter
 
+SLOW = {"heartbeat_interval": 50, "lease": 200}
 QUICK = {"heartbeat_interval": 0.2, "lease": 1}
 """How soon requests are noticed where the database has no NOTIFY."""
 
@@ -78,15 +80,35 @@ async def test_cancel_ends_running_rows_as_error_and_says_who_asked(
 
 @pytest.mark.parametrize("take", ["reset_experiments", "delete_experiments"])
 async def test_a_silent_function_whose_row_is_reset_or_deleted_is_ended_soon(
-    make: Make, target: Target, shared: Shared, mode: Mode, take: str
+    make: Make, target: Target, shared: Shared, mode: Mode, take: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with held(make, run := new_held(shared), jobs=2) as (call, other):
         assert await getattr(other, take)("running", ids=[1]) == 1
         if mode != "process":
             await eventually(lambda: run.cancelled == [1], seconds=5)
+        told = "Experiment 1 (attempt 1) was taken away from this worker: the row was reset or deleted"
+        await eventually(lambda: told in caplog.text)
         run.let_go.open()
         summary = await call
     assert (summary.lost, summary.done) == (1, 1)
+
+
+@pytest.mark.asyncio_only("reaches into the store")
+async def test_a_worker_taken_for_dead_is_told_why_and_who_has_its_row_now(
+    make: Make, target: Target, shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with held(make, run := new_held(shared), jobs=2, execution=SLOW) as (call, other):
+        study = await other._reading()
+        await change(target, 'UPDATE "experiments_workers" SET "heartbeat" = "started", "lease" = 0')
+        [suspect] = await suspects(study, 0, Place(None, None, None))
+        assert await rescue(study, suspect, 3) == Rescued((1, 2))
+        await change(target, 'UPDATE "experiments" SET "status" = \'done\', "_attempt" = 2 WHERE "ID" = 2')
+        run.let_go.open()
+        await call
+    why = "this worker gave no sign of life for its lease and was taken for dead"
+    told = "Experiment %d (attempt 1) was taken away from this worker: %s; %s. What it sends is refused."
+    await eventually(lambda: told % (1, why, "it waits for its next attempt") in caplog.text)
+    await eventually(lambda: told % (2, why, "it is done in attempt 2") in caplog.text)
 
 
 async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target, shared: Shared, mode: Mode) -> None:
