@@ -291,7 +291,7 @@ async def test_a_row_lost_under_the_worker_takes_nothing_and_its_caller_is_told(
     before = await sql(target, 'SELECT * FROM "experiments" WHERE "number" = 0')
     run.lost.set()
     summary = await call
-    assert isinstance(run.raised[0], ExperimentLostError), run.raised
+    assert ExperimentLostError in map(type, run.raised), run.raised
     assert (summary.lost, summary.done, summary.error) == (1, 5, 0)
     assert await sql(target, 'SELECT * FROM "experiments" WHERE "number" = 0') == before
     assert await sql(target, 'SELECT * FROM "experiments" WHERE "result" = 99') == []
