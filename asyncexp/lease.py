@@ -254,7 +254,7 @@ class Service:
             elif not self._silent and (ends := self._tell.stalled(seconds, self._watchdog.culprit)):
                 with suppress(Outage, MissingTable):
                     ended = await end_from_outside(study, self._worker.id, ends)
-                    self._silent = True
+                    self._silent = ended.keys() == ends.keys()
                     if ended:
                         self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
                         self._call(self._tell.ended, ended)

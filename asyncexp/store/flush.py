@@ -102,14 +102,18 @@ async def flush(
     return flushed
 
 
-async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key]) -> set[Key]:
-    """Those of the attempts that still run in the name of the worker with this id, their rows locked."""
+async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key], *, wait: bool = True) -> set[Key]:
+    """Those of the attempts that still run in the name of the worker with this id, their rows locked.
+
+    Without `wait`, those that another transaction has locked are left out.
+    """
     wanted = set(keys)
     if not wanted:
         return set()
     text = (
         f'SELECT "ID", "_attempt" FROM {study.main} WHERE {study.member(ID, ":ids")} '
-        f'AND "_worker" = :worker AND "status" = \'running\' ORDER BY "ID"{study.dialect.for_update}'
+        f'AND "_worker" = :worker AND "status" = \'running\' ORDER BY "ID"'
+        f"{study.dialect.for_update if wait else study.dialect.skip_locked}"
     )
     ids = study.integers(sorted({key[0] for key in wanted}))
     rows = await study.fetch(tx, text, ids=ids, worker=worker)

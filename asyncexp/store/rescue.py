@@ -90,7 +90,8 @@ async def has_rows(study: Study, worker: int) -> bool:
 async def rescue(study: Study, dead: Suspect, max_attempts: int) -> Rescued | None:
     """Takes back all rows of a worker: for another attempt, or as `error` where workers died too often.
 
-    One transaction, which holds only if the worker has not written meanwhile; else None.
+    One transaction, which holds only if the worker has not written meanwhile, and is not about to; else None. It
+    waits for no lock: the signs of life of whoever rescues would wait, too.
 
     Args:
         max_attempts: lost attempts after which a row is tried again.
@@ -99,8 +100,10 @@ async def rescue(study: Study, dead: Suspect, max_attempts: int) -> Rescued | No
     async def work(tx: Transaction) -> Rescued:
         # Rows before the worker, as in every flush: he may be alive, and two orders make a deadlock.
         text = f'SELECT "ID", "_attempt" FROM {study.main} WHERE "status" = \'running\' AND "_worker" = :worker'
-        found = await study.fetch(tx, text, worker=dead.id)
-        held = sorted(await fence(study, tx, dead.id, [(row[0], row[1]) for row in found]))
+        found = {(row[0], row[1]) for row in await study.fetch(tx, text, worker=dead.id)}
+        held = sorted(await fence(study, tx, dead.id, found, wait=False))
+        if len(held) < len(found):
+            raise _IsAlive
         units = await _ends(study, tx, dead, held, max_attempts)
         ended = await end_attempts(study, tx, dead.id, units)
         if not await _mark(study, tx, dead):
@@ -119,10 +122,13 @@ async def rescue(study: Study, dead: Suspect, max_attempts: int) -> Rescued | No
 
 
 async def end_from_outside(study: Study, worker: int, ends: Mapping[Key, End]) -> dict[Key, Ended]:
-    """Ends attempts of a worker that cannot do so itself; those that it still holds, and how each ended."""
+    """Ends attempts of a worker that cannot do so itself; those that it still holds, and how each ended.
+
+    Rows that it has locked itself, half-way through a transaction, are left out.
+    """
 
     async def work(tx: Transaction) -> dict[Key, Ended]:
-        held = sorted(await fence(study, tx, worker, ends))
+        held = sorted(await fence(study, tx, worker, ends, wait=False))
         return await end_attempts(study, tx, worker, [Unit(key, end=ends[key]) for key in held])
 
     return await study.db.run(work)
@@ -153,9 +159,13 @@ def _too_often(count: int, max_attempts: int) -> str:
 
 
 async def _mark(study: Study, tx: Transaction, dead: Suspect) -> bool:
-    text = (
-        f'UPDATE {study.workers} SET "rescued" = {study.dialect.now} WHERE "id" = :worker '
-        'AND "heartbeat" = :heartbeat AND "last_flush" = :last_flush AND "stopped" IS NULL AND "rescued" IS NULL'
+    unchanged = (
+        f'SELECT "id" FROM {study.workers} WHERE "id" = :worker AND "heartbeat" = :heartbeat '
+        f'AND "last_flush" = :last_flush AND "stopped" IS NULL AND "rescued" IS NULL{study.dialect.skip_locked}'
     )
     sign = dead.sign
-    return bool(await study.execute(tx, text, worker=dead.id, heartbeat=sign.heartbeat, last_flush=sign.last_flush))
+    values = {"worker": dead.id, "heartbeat": sign.heartbeat, "last_flush": sign.last_flush}
+    if not await study.fetch(tx, unchanged, **values):
+        return False
+    text = f'UPDATE {study.workers} SET "rescued" = {study.dialect.now} WHERE "id" = :worker'
+    return bool(await study.execute(tx, text, worker=dead.id))

@@ -23,10 +23,12 @@ from tests.contract.modes import Mode
 from tests.contract.shared import Shared, until
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
+from tests.contract.sql import locked
 from tests.contract.support import Keys, audit, eventually, numbers
 from tests.servers import in_thread
 from tests.studies import experimenter as new_experimenter
 
+STATES = 'SELECT "status", "_attempt" FROM "experiments" WHERE "ID" <= 2 ORDER BY "ID"'
 SLOW = {"heartbeat_interval": 50, "lease": 200}
 QUICK = {"heartbeat_interval": 0.2, "lease": 1}
 """How soon requests are noticed where the database has no NOTIFY."""
@@ -109,6 +111,22 @@ async def test_a_worker_taken_for_dead_is_told_why_and_who_has_its_row_now(
     told = "Experiment %d (attempt 1) was taken away from this worker: %s; %s. What it sends is refused."
     await eventually(lambda: told % (1, why, "it waits for its next attempt") in caplog.text)
     await eventually(lambda: told % (2, why, "it is done in attempt 2") in caplog.text)
+
+
+@pytest.mark.asyncio_only("reaches into the store")
+@pytest.mark.parametrize("provider", ["postgresql", "mysql"])
+async def test_a_rescue_waits_for_no_lock(make: Make, target: Target, shared: Shared) -> None:
+    async with held(make, run := new_held(shared), jobs=2, execution=SLOW) as (call, other):
+        study = await other._reading()
+        await change(target, 'UPDATE "experiments_workers" SET "heartbeat" = "started", "lease" = 0')
+        [suspect] = await suspects(study, 0, Place(None, None, None))
+        async with locked(target, 2):  # as by a flush of its worker's that is half-way
+            assert await asyncio.wait_for(rescue(study, suspect, 3), 2) is None
+            assert await sql(target, STATES) == [("running", 1), ("running", 1)]
+        assert await rescue(study, suspect, 3) == Rescued((1, 2))
+        run.let_go.open()
+        await call
+    assert await sql(target, STATES) == [("created", 1), ("created", 1)]
 
 
 async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target, shared: Shared, mode: Mode) -> None:
