@@ -41,11 +41,12 @@ test: .venv/dev.installed servers
 	$(BIN)/python -m tests.legacy
 	$(BIN)/python -m pytest -n 2 -p no:asyncio
 
-# The tests start private servers of their own; only the programs have to be there.
+# The tests start private servers of their own, and workers with another clock; only the programs have to be there.
 servers:
 	@missing=''; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	command -v mariadbd >/dev/null || missing="$$missing mariadb-server"; \
+	ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$$missing faketime"; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \

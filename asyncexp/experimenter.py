@@ -385,7 +385,8 @@ class Experimenter:
 
         Raises:
             InvalidConfigError: an unknown or impossible keyword or value.
-            DatabaseError: the database refused something that is not the experiments' fault.
+            DatabaseError: the database refused something that is not the experiments' fault, or it stayed away from
+                a call that was told to stop and results could not be stored.
         """
         options, settings = self._options(n_jobs, max_experiments, random_order, execution)
         options = replace(options, until_finished=until == "finished")

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from asyncexp.db.whole import over
-from asyncexp.errors import DatabaseQueryError, ExperimentLostError
+from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError, ExperimentLostError
 from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
 from asyncexp.fields import clean
 from asyncexp.pools.base import (
@@ -190,7 +190,8 @@ class Run:
         """Runs to the end.
 
         Raises:
-            DatabaseError: the database refused something that is not the experiments' fault.
+            DatabaseError: the database refused something that is not the experiments' fault, or stayed away at the
+                end with results not yet stored.
         """
         try:
             while not self._step():
@@ -684,11 +685,13 @@ class Run:
     def _stop_waiting(self) -> None:
         """The database stays away: what could not be stored is left for the lease to settle."""
         if self._storing:
-            self._host.logger.error(
-                "%d ends could not be stored because the database is away; their rows stay `running` until "
-                "their lease is over.",
-                self._storing,
+            text = (
+                f"{self._storing} ends could not be stored because the database is away; their rows stay `running` "
+                "until their lease is over."
             )
+            self._host.logger.error("%s", text)
+            if self._failure is None:
+                self._failure = DatabaseConnectionError(text)
         if self._claiming is not None:
             self._host.writer.withdraw(self._claiming)
             self._claiming.cancel()  # rows that it takes yet go back

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from asyncexp import ResultProcessor, Summary
@@ -22,10 +29,11 @@ from asyncexp.db.base import Database, Target, Transaction
 from tests.contract.audit import invariants
 from tests.contract.conftest import Make
 from tests.contract.modes import CLASSES, Mode
-from tests.contract.shared import Shared
+from tests.contract.shared import Gate, Seen, Shared
+from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.sql import locked
-from tests.contract.support import Keys, child, eventually, numbers
+from tests.contract.support import Child, Keys, child, eventually, numbers, statuses
 from tests.contract.workers.fault import Task
 from tests.proxy import Proxy
 from tests.servers import PostgresServer, Server
@@ -54,6 +62,47 @@ async def running(
     finally:
         await experimenter.aclose()
         await asyncio.wait([call])
+
+
+@asynccontextmanager
+async def worker(
+    target: Target,
+    folder: Path,
+    function: str,
+    ran: Seen,
+    go_on: Gate,
+    *,
+    keyfields: Any,
+    execution: Any,
+    limits: dict[str, float] | None = None,
+    through: Sequence[str] = (),
+    **keywords: Any,
+) -> AsyncIterator[Child]:
+    """A worker process that has opened its study; see `tests.contract.workers.fault`."""
+    given = {"function": function, "ran": str(ran.path), "go_on": str(go_on.path), "keywords": keywords}
+    given["limits"] = {"asyncexp.writer.FLUSH_LIMIT_SECONDS": 1.5} | (limits or {})
+    study = {"keyfields": keyfields, "execution": execution}
+    async with child("fault", folder, target, json.dumps(given), through=through, **study) as process:
+        assert await process.told() == ["open"]
+        yield process
+
+
+async def heard(process: Child, words: str) -> None:
+    """Returns when a worker has said so in its log."""
+    while True:
+        kind, *rest = await process.told()
+        assert kind == "log", f"it ended without a word of {words!r}: {rest}"
+        if words in rest[0]:
+            return
+
+
+async def end_of(process: Child) -> dict[str, Any]:
+    """A worker's summary."""
+    while True:
+        kind, *rest = await process.told()
+        if kind == "ended":
+            summary: dict[str, Any] = rest[0]
+            return summary
 
 
 # ---------------------------------------------------------------------------------------- servers that die
@@ -323,3 +372,222 @@ async def test_32_processes_at_once_on_one_sqlite_file_each_claim_and_end_rows(
     assert await invariants(target, 640, ran) == {"done": 640}
     [(workers,)] = await sql(target, 'SELECT COUNT(DISTINCT "_worker") FROM "experiments"')
     assert workers > 16
+
+
+async def frozen_inside_a_transaction(path: str, process: Child) -> None:
+    """Stops the process at a moment at which it holds the lock of the file."""
+    for _ in range(500):
+        process.process.send_signal(signal.SIGSTOP)
+        await eventually(lambda: psutil.Process(process.process.pid).status() == psutil.STATUS_STOPPED)
+        if is_locked(path):
+            return
+        process.process.send_signal(signal.SIGCONT)
+        await asyncio.sleep(0.003)
+    raise AssertionError("it never held the lock")
+
+
+def is_locked(path: str) -> bool:
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as probe:
+        try:
+            probe.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        probe.execute("ROLLBACK")
+    return False
+
+
+@pytest.mark.parametrize("provider", ["sqlite"])
+@pytest.mark.in_process_only("children open no connection: it is this process that waits for the file")
+async def test_a_worker_frozen_inside_a_sqlite_transaction_keeps_the_others_waiting_and_nothing_is_lost(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For more than two leases; when it goes on, nobody takes its rows, for nobody could write meanwhile."""
+    ran, go_on, frozen_may_end = shared.seen(), shared.gate(), shared.gate()
+    study: dict[str, Any] = {"keyfields": numbers(6), "execution": QUICK}
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        await experimenter.fill_table_from_config()
+    async with worker(target, tmp_path, "writes", ran, frozen_may_end, n_jobs=1, max_experiments=1, **study) as frozen:
+        async with running(make, Task(ran, go_on), 6, n_jobs=2) as call:
+            await eventually(lambda: len(ran) == 3)
+            await frozen_inside_a_transaction(target.database, frozen)
+            began = time.monotonic()
+            go_on.open()
+            await eventually(lambda: "The database is away" in caplog.text)
+            await asyncio.sleep(began + 2.5 - time.monotonic())
+            assert not call.done()
+            frozen_may_end.open()
+            frozen.process.send_signal(signal.SIGCONT)
+            summary = await call
+        ended = await end_of(frozen)
+        assert (ended["done"], ended["lost"]) == (1, 0)
+        assert (summary.done, summary.lost) == (5, 0)
+        assert await frozen.ended() == 0
+    assert await invariants(target, 6, ran) == {"done": 6}
+    assert len(ran) == 6
+
+
+# ----------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_up(disk: Path, *, leave: int) -> Path:
+    """Takes the room of a disk except for so many bytes; the file that takes it."""
+    ballast = disk / "ballast"
+    room = os.statvfs(disk)
+    with ballast.open("wb") as file:
+        file.write(bytes(room.f_bavail * room.f_frsize - leave))
+    return ballast
+
+
+@pytest.mark.in_process_only("children open no connection: it is this process that finds the disk full")
+async def test_on_a_full_disk_results_are_held_and_written_when_there_is_room(
+    small_disk: Path, tmp_path: Path, mode: Mode, shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    size, count = 60_000, 60
+    target = Target("sqlite", str(small_disk / "experiments.db"))
+    ran = shared.seen()
+    study: dict[str, Any] = {"keyfields": numbers(count), "execution": QUICK}
+    async with new_experimenter(tmp_path, target, CLASSES[mode], **study) as experimenter:
+        await experimenter.fill_table_from_config()
+        ballast = fill_up(small_disk, leave=1_000_000)
+        call = asyncio.create_task(experimenter.execute(Task(ran, size=size), n_jobs=4))
+        await eventually(lambda: "the disk is full" in caplog.text)
+        begun = len(ran)
+        assert await whole_or_absent(target, size)
+        await asyncio.sleep(1)  # in which it tries again, and could claim
+        assert not call.done()
+        assert len(ran) == begun < count
+        assert sum((await statuses(target)).values()) == count
+        ballast.unlink()
+        assert (await call).done == count
+    assert await invariants(target, count, ran) == {"done": count}
+    assert len(ran) == count
+    assert await whole_or_absent(target, size)
+    with closing(sqlite3.connect(target.database)) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def whole_or_absent(target: Target, size: int) -> bool:
+    """Whether no result is half there."""
+    rows = await sql(target, 'SELECT "text", "result" FROM "experiments"')
+    return all((text is None) == (result is None) and len(text or "x" * size) >= size for text, result in rows)
+
+
+@pytest.mark.parametrize("kind", ["task", "plain"])
+async def test_a_worker_told_to_stop_on_a_full_disk_says_what_it_could_not_store_and_exits_not_with_0(
+    small_disk: Path, tmp_path: Path, shared: Shared, kind: str
+) -> None:
+    target = Target("sqlite", str(small_disk / "experiments.db"))
+    ran, go_on = shared.seen(), shared.gate()
+    study: dict[str, Any] = {"keyfields": numbers(8), "execution": QUICK | {"grace": 0.3}}
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        await experimenter.fill_table_from_config()
+    limits = {"asyncexp.worker.LAST_FLUSH_SECONDS": 0.5, "asyncexp.session.CLOSE_LIMIT_SECONDS": 0.5}
+    async with worker(target, tmp_path, kind, ran, go_on, limits=limits, n_jobs=2, pool="task", **study) as process:
+        await eventually(lambda: len(ran) == 2)
+        await eventually(lambda: lines_are_there(target, 2))
+        ballast = fill_up(small_disk, leave=0)
+        go_on.open()
+        await heard(process, "The database is away")
+        process.process.terminate()
+        await heard(process, "could not be stored")
+        assert await process.ended() != 0
+    ballast.unlink()
+    with closing(sqlite3.connect(target.database)) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert await statuses(target) == {"running": 2, "created": 6}
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        assert (await experimenter.execute(Task(ran), n_jobs=2)).done == 8
+    assert await invariants(target, 8, ran, killed=1) == {"done": 8}
+
+
+async def lines_are_there(target: Target, count: int) -> bool:
+    return await sql(target, 'SELECT COUNT(*) FROM "experiments__steps"') == [(count,)]
+
+
+# ---------------------------------------------------------------------------------------------------- clocks
+
+
+def with_clock(offset: str) -> list[str]:
+    """What makes a program see a clock that is so much ahead or behind; its monotonic one runs on."""
+    [library] = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    return ["env", f"LD_PRELOAD={library}", f"FAKETIME={offset}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+
+
+CLOCKS = {"heartbeat_interval": 0.15, "lease": 0.6, "grace": 5}
+
+
+@pytest.fixture
+def clean_shared_memory() -> Iterator[None]:
+    """A process with another clock that is killed leaves that clock behind."""
+    before = set(Path("/dev/shm").glob("*faketime*"))  # noqa: S108
+    yield
+    for left in set(Path("/dev/shm").glob("*faketime*")) - before:  # noqa: S108
+        left.unlink()
+
+
+@pytest.mark.usefixtures("clean_shared_memory")
+@pytest.mark.parametrize("provider", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("offset", ["+10m", "-10m"])
+async def test_of_two_workers_whose_clocks_differ_by_10_minutes_neither_takes_the_others_rows(
+    target: Target, tmp_path: Path, shared: Shared, offset: str
+) -> None:
+    ran, go_on = shared.seen(), shared.gate()
+    study: dict[str, Any] = {"keyfields": numbers(6), "execution": CLOCKS}
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        await experimenter.fill_table_from_config()
+        through = with_clock(offset)
+        async with worker(target, tmp_path, "task", ran, go_on, n_jobs=2, through=through, **study) as other:
+            await eventually(lambda: len(ran) == 2)
+            call = asyncio.create_task(experimenter.execute(Task(ran, go_on), n_jobs=2, until="finished"))
+            await eventually(lambda: len(ran) == 4)
+            await asyncio.sleep(4 * CLOCKS["lease"])
+            assert len(ran) == 4
+            go_on.open()
+            summary, ended = await call, await end_of(other)
+            assert await other.ended() == 0
+    assert (summary.done + ended["done"], summary.lost, ended["lost"]) == (6, 0, 0)
+    assert await invariants(target, 6, ran) == {"done": 6}
+    assert len(ran) == 6
+
+
+@pytest.mark.usefixtures("clean_shared_memory")
+@pytest.mark.parametrize(
+    ("provider", "offset", "late"),
+    [("sqlite", "+3s", 3.0), ("sqlite", "-10m", 0.0), ("postgresql", "+10m", 0.0), ("postgresql", "-10m", 0.0)],
+)
+async def test_the_rows_of_a_dead_worker_come_back_as_late_as_its_clock_was_ahead_and_no_later(
+    target: Target, tmp_path: Path, shared: Shared, offset: str, late: float
+) -> None:
+    ran, go_on = shared.seen(), shared.gate()
+    study: dict[str, Any] = {"keyfields": numbers(2), "execution": CLOCKS}
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        await experimenter.fill_table_from_config()
+        through = with_clock(offset)
+        async with worker(target, tmp_path, "task", ran, go_on, n_jobs=2, through=through, **study) as other:
+            await eventually(lambda: len(ran) == 2)
+            await eventually(lambda: lines_are_there(target, 2))
+            other.process.kill()
+            await other.process.wait()
+            died = time.monotonic()
+            await change(target, 'UPDATE "experiments_workers" SET "boot_id" = \'of another machine\'')
+            summary = await experimenter.execute(Task(ran), until="finished")
+            took = time.monotonic() - died
+    assert summary.done == 2
+    assert late <= took + CLOCKS["heartbeat_interval"]
+    assert took < late + CLOCKS["lease"] + 2 * CLOCKS["heartbeat_interval"] + 3
+    assert await invariants(target, 2, ran, killed=1) == {"done": 2}
+    assert len(ran) == 4
