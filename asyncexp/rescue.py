@@ -52,12 +52,14 @@ class Rescuer:
     ) -> None:
         self._me = me
         self._place = place
+        self._interval = interval_seconds
         self._patience = INTERVALS * interval_seconds
         self._max_attempts = max_attempts
         self._logger = logger
         self._clock = clock
         self._seen: dict[int, tuple[Sign, float]] = {}
         """The last sign of each worker whose lease is over, and when it was first seen."""
+        self._looked_at = 0.0
 
     def forget(self) -> None:
         """The database was away: what others could not write meanwhile says nothing about them."""
@@ -70,13 +72,17 @@ class Rescuer:
             Outage, MissingTable: as the database; what was found so far stands.
         """
         found = await rescue.suspects(study, self._me, self._place)
+        now = self._clock()
+        if now - self._looked_at > self._patience:
+            self.forget()  # it was kept from looking; what kept it may have kept others from giving signs
+        self._looked_at = now
         self._seen = {one.id: self._seen[one.id] for one in found if one.late and one.id in self._seen}
         waits: list[float] = []
         rescued = False
         for suspect in found:
             if not await self._is_dead(study, suspect, waits):
                 continue
-            rescued |= await self._take_back(study, suspect)
+            rescued |= await self._take_back(study, suspect, waits)
         return Look(rescued, min(waits, default=None))
 
     async def _is_dead(self, study: Study, suspect: Suspect, waits: list[float]) -> bool:
@@ -106,12 +112,17 @@ class Rescuer:
         here = self._place.known and suspect.place == self._place
         return here and suspect.pid != os.getpid() and is_gone(suspect.pid)
 
-    async def _take_back(self, study: Study, dead: Suspect) -> bool:
+    async def _take_back(self, study: Study, dead: Suspect, waits: list[float]) -> bool:
         rescued = await rescue.rescue(study, dead, self._max_attempts())
-        self._seen.pop(dead.id, None)
         if rescued is None:
-            self._logger.info("%s gave a sign of life at the last moment and keeps its rows.", _capital(dead))
+            self._logger.info(
+                "%s is not taken over now: it gave a sign at the last moment or is in the middle of a transaction, "
+                "or somebody else was quicker.",
+                _capital(dead),
+            )
+            waits.append(self._interval)
             return False
+        self._seen.pop(dead.id, None)
         self._say(dead, rescued)
         return bool(rescued.back)
 

@@ -1,32 +1,94 @@
 """Workers that die: their rows come back, once, and those who only seemed dead are told.
 
-Real processes, killed and frozen. Those that are to look as if on another machine get another boot id by SQL.
+Real processes, killed and frozen; real servers, stopped. Workers that are to look as if on another machine get another
+boot id by SQL. Where hours would pass, the rescuer's own clock is the test's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import signal
+import sqlite3
+import subprocess
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from asyncexp.db.base import Target
+import psutil
+import pytest
+
+from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, provenance
+from asyncexp.db import connect
+from asyncexp.db.base import Target, Transaction
+from asyncexp.rescue import Rescuer
+from asyncexp.schema import render
+from asyncexp.store import rescue
+from asyncexp.store.rescue import Place
+from asyncexp.store.study import Study
 from tests.contract.conftest import Make
-from tests.contract.functions import nothing
+from tests.contract.functions import Held, never, nothing
+from tests.contract.modes import CLASSES, Mode
+from tests.contract.shared import Gate, Shared
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
-from tests.contract.support import Child, audit, child, numbers
+from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
+from tests.proxy import Proxy
+from tests.servers import Server
+from tests.studies import experimenter as new_experimenter
 
 QUICK = {"heartbeat_interval": 0.25, "lease": 1, "grace": 5}
 INTERVAL, LEASE = 0.25, 1.0
 STUDY: dict[str, Any] = {"keyfields": numbers(6), "execution": QUICK}
+SLOW = {"heartbeat_interval": 60, "lease": 300}
+"""Whose signs nobody waits for in a test."""
+
+servers_only = pytest.mark.parametrize("provider", ["postgresql", "mysql"])
+runs_elsewhere = pytest.mark.in_process_only("what is tried runs in a worker program")
 
 
 async def elsewhere(target: Target) -> None:
     """Moves every worker so far to another machine, as far as anybody can tell."""
     await change(target, 'UPDATE "experiments_workers" SET "boot_id" = \'another\'')
+
+
+async def overdue(target: Target) -> None:
+    """Lets the leases of all workers so far be over; they still may give signs."""
+    await change(target, 'UPDATE "experiments_workers" SET "lease" = 0')
+
+
+async def freeze(worker: Told | Child, target: Target) -> None:
+    """Stops a worker's clock, until SIGCONT, at a moment when it holds no lock of the database."""
+
+    async def frozen_without_a_lock() -> bool:
+        worker.process.send_signal(signal.SIGSTOP)
+        await eventually(lambda: psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED)
+        if not await is_locked(target):
+            return True
+        worker.process.send_signal(signal.SIGCONT)
+        return False
+
+    await eventually(frozen_without_a_lock)
+
+
+async def is_locked(target: Target) -> bool:
+    """Whether a transaction under way has written to rows or workers."""
+    if target.provider == "sqlite":
+        with closing(sqlite3.connect(target.database, timeout=0, isolation_level=None)) as db:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            return False
+    for table, number in (("experiments", "ID"), ("experiments_workers", "id")):
+        free = await sql(target, f'SELECT "{number}" FROM "{table}" FOR UPDATE SKIP LOCKED')
+        if [(len(free),)] != await sql(target, f'SELECT COUNT(*) FROM "{table}"'):
+            return True
+    return False
 
 
 async def began(worker: Child, count: int) -> list[int]:
@@ -41,6 +103,68 @@ def keywords(**given: Any) -> str:
 async def lost_attempts(target: Target) -> list[tuple[int, int]]:
     text = 'SELECT "experiment_id", "attempt" FROM "experiments_attempts" WHERE "outcome" = \'lost\' ORDER BY 1, 2'
     return [(int(row[0]), int(row[1])) for row in await sql(target, text)]
+
+
+async def signs(target: Target) -> dict[int, Any]:
+    """The last sign of life of each worker."""
+    rows = await sql(target, 'SELECT "id", "heartbeat" FROM "experiments_workers" WHERE "stopped" IS NULL')
+    return dict(rows)
+
+
+async def all_beat(target: Target, times: int = 1) -> None:
+    """Returns when every worker that has not stopped has given so many more signs of life."""
+    for _ in range(times):
+        before = await signs(target)
+
+        async def changed() -> bool:
+            now = await signs(target)
+            return all(now.get(worker) != sign for worker, sign in before.items())  # noqa: B023
+
+        await eventually(changed)
+
+
+class Told:
+    """What a worker of `workers/hold.py` tells."""
+
+    def __init__(self, worker: Child) -> None:
+        self.process = worker.process
+        self.lines: list[Any] = []
+        self._worker = worker
+
+    async def hear(self, word: str) -> list[Any]:
+        """The next line that begins with this word."""
+        while True:
+            self.lines.append(await self._worker.told())
+            if isinstance(self.lines[-1], list) and self.lines[-1][0] == word:
+                found: list[Any] = self.lines[-1]
+                return found
+
+    async def began(self, count: int) -> list[int]:
+        """The IDs of so many experiments that begin."""
+        return sorted([(await self.hear("began"))[1] for _ in range(count)])
+
+    async def summary(self) -> dict[str, Any]:
+        while not isinstance(told := await self._worker.told(), dict):
+            self.lines.append(told)
+        return told
+
+    def logged(self, words: str) -> list[str]:
+        """What it has logged that has these words."""
+        return [line[2] for line in self.lines if line[0] == "log" and words in line[2]]
+
+    async def die(self) -> None:
+        self.process.kill()
+        await self.process.wait()
+
+
+@asynccontextmanager
+async def holder(
+    folder: Path, target: Target, function: str, gate: Gate, *calls: str, **study: Any
+) -> AsyncIterator[Told]:
+    """A worker of `workers/hold.py`, which makes these calls of `execute`; its study has a file of its own."""
+    arguments = (function, str(gate.path), *calls)
+    async with child("hold", folder, target, *arguments, **({"name": "holder.yml"} | study)) as worker:
+        yield Told(worker)
 
 
 # ------------------------------------------------------------------------------------------------ death
@@ -93,7 +217,7 @@ async def test_a_frozen_worker_loses_its_rows_is_told_and_goes_on_with_others(
     await other.fill_table_from_config()
     async with child("run", tmp_path, target, "task_listens", keywords(n_jobs=2), **STUDY) as worker:
         ids = await began(worker, 2)
-        worker.process.send_signal(signal.SIGSTOP)
+        await freeze(worker, target)
         summary = await other.execute(nothing, until="finished")
         assert summary.done == 6
         await other.reset_experiments(ids=[5, 6])
@@ -131,3 +255,389 @@ async def test_a_row_that_kills_its_workers_ends_as_error_after_max_attempts(
     assert await audit(target) == {"error": 1}
     assert await other.retry_errors() == 1  # what was lost before counts no more
     assert (await other.execute(nothing)).done == 1
+
+
+# ------------------------------------------------------------------------------------------------ who is dead
+
+
+class Clock:
+    """A rescuer's monotonic clock, and the rescuer; one interval is a second."""
+
+    def __init__(self, study: Study, place: Place | None = None) -> None:
+        self.now = 1000.0
+        here = provenance.here()
+        place = place or Place(provenance.machine(), here["boot_id"], here["pid_namespace"])
+        logger = logging.getLogger("asyncexp-tests")
+        self._rescuer = Rescuer(1, place, 1.0, lambda: 3, logger, clock=lambda: self.now)
+        self._study = study
+
+    async def rescued(self, after_seconds: float = 0.0) -> bool:
+        """Whether a look so much later takes back any row."""
+        self.now += after_seconds
+        return (await self._rescuer.look(self._study)).rescued
+
+    def forget(self) -> None:
+        self._rescuer.forget()
+
+
+@asynccontextmanager
+async def dead_worker(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, jobs: int = 1
+) -> AsyncIterator[Experimenter]:
+    """A worker killed while it ran its first `jobs` rows, long before its lease is over; yields another on its table."""
+    other = make(keyfields=numbers(max(6, jobs)), execution=SLOW)
+    await other.fill_table_from_config()
+    study = {"keyfields": numbers(max(6, jobs)), "execution": SLOW}
+    async with holder(tmp_path, target, "task_holds", shared.gate(), keywords(n_jobs=jobs), **study) as worker:
+        await worker.began(jobs)
+        await worker.die()
+        yield other
+
+
+async def study_of(experimenter: Experimenter) -> Study:
+    return (await experimenter._session()).study
+
+
+@runs_elsewhere
+@pytest.mark.parametrize("sign", ["heartbeat", "last_flush"])
+async def test_a_late_worker_that_gives_either_sign_within_two_intervals_is_not_rescued(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, sign: str
+) -> None:
+    async with dead_worker(make, target, tmp_path, shared) as other:
+        await elsewhere(target)
+        clock = Clock(await study_of(other))
+        assert not await clock.rescued()
+        assert not await clock.rescued(10)  # its lease is not over
+        await overdue(target)
+        assert not await clock.rescued(1)
+        assert not await clock.rescued(1.9)
+        value = '"last_flush" + 1' if sign == "last_flush" else "'2024-02-29 00:00:00.000000'"
+        await change(target, f'UPDATE "experiments_workers" SET "{sign}" = {value}')
+        assert not await clock.rescued(0.2)
+        assert not await clock.rescued(1.9)
+        assert await clock.rescued(0.2)
+    assert await lost_attempts(target) == [(1, 1)]
+
+
+@runs_elsewhere
+async def test_a_rescuer_that_did_not_look_on_all_the_time_begins_anew(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    """The database was away, or the rescuer itself was frozen, with all others perhaps."""
+    async with dead_worker(make, target, tmp_path, shared) as other:
+        await elsewhere(target)
+        await overdue(target)
+        clock = Clock(await study_of(other))
+        assert not await clock.rescued()
+        assert not await clock.rescued(1.9)
+        clock.forget()
+        assert not await clock.rescued(1.9)
+        assert not await clock.rescued(1.9)
+        assert not await clock.rescued(1000)
+        assert not await clock.rescued(1.9)
+        assert await clock.rescued(0.2)
+
+
+PLACE = ("boot_id", "pid_namespace", "machine")
+
+
+@runs_elsewhere
+async def test_a_dead_pid_needs_no_wait_only_where_it_is_known_to_be_of_this_machine(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    columns = ", ".join(f'"{name}"' for name in PLACE)
+    async with dead_worker(make, target, tmp_path, shared) as other:
+        clock = Clock(await study_of(other))
+        [place] = await sql(target, f'SELECT {columns} FROM "experiments_workers"')
+        assert all(place)
+        for name, right in zip(PLACE, place, strict=True):
+            for wrong in ("another", "", *([] if name == "machine" else [None])):  # a machine has a name in the table
+                await change(target, f'UPDATE "experiments_workers" SET "{name}" = :it', it=wrong)
+                assert not await clock.rescued(), (name, wrong)
+            await change(target, f'UPDATE "experiments_workers" SET "{name}" = :it', it=right)
+        for nowhere in ("", None):
+            change_all = ", ".join(f'"{name}" = :it' for name in PLACE[:2])
+            await change(target, f'UPDATE "experiments_workers" SET {change_all}', it=nowhere)
+            unknown = Clock(await study_of(other), Place(provenance.machine(), nowhere, nowhere))
+            assert not await unknown.rescued(), "nothing is not the same as nothing"
+        values = dict(zip(PLACE, place, strict=True))
+        change_all = ", ".join(f'"{name}" = :{name}' for name in PLACE)
+        await change(target, f'UPDATE "experiments_workers" SET {change_all}', **values)
+        assert await clock.rescued()
+
+
+@runs_elsewhere
+async def test_a_process_that_is_dead_and_not_waited_for_is_dead_and_one_that_lives_is_not(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    async with dead_worker(make, target, tmp_path, shared) as other:
+        clock = Clock(await study_of(other))
+        with subprocess.Popen(["/bin/sleep", "1000"]) as process:
+            try:
+                await change(target, 'UPDATE "experiments_workers" SET "pid" = :pid', pid=process.pid)
+                assert not await clock.rescued()
+                process.kill()
+                zombie = psutil.Process(process.pid)
+                await eventually(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
+                assert await clock.rescued()
+                assert zombie.status() == psutil.STATUS_ZOMBIE
+            finally:
+                process.kill()
+
+
+@runs_elsewhere
+@servers_only
+@pytest.mark.parametrize("what", ["its row among the workers", "one of its experiments"])
+async def test_a_worker_frozen_in_a_transaction_keeps_no_rescuer_waiting(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, what: str
+) -> None:
+    async with dead_worker(make, target, tmp_path, shared, jobs=2) as other:
+        clock = Clock(await study_of(other))
+        [(worker,)] = await sql(target, 'SELECT "id" FROM "experiments_workers" WHERE "stopped" IS NULL')
+        text = f'UPDATE "experiments_workers" SET "git_commit" = NULL WHERE "id" = {worker}'
+        if what == "one of its experiments":
+            text = 'UPDATE "experiments" SET "_progress" = 0.5 WHERE "ID" = 2'
+        async with holding(target, text):
+            assert not await asyncio.wait_for(clock.rescued(), 5)
+            assert not await lost_attempts(target)
+        assert await clock.rescued()
+    assert await lost_attempts(target) == [(1, 1), (2, 1)]
+
+
+@asynccontextmanager
+async def holding(target: Target, text: str) -> AsyncIterator[None]:
+    """A transaction that has run this statement and goes on."""
+    db = connect(target)
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(tx: Transaction) -> None:
+        await tx.execute(render(text, db.dialect.placeholder, db.dialect.quote)[0], ())
+        held.set()
+        await go_on.wait()
+
+    transaction = asyncio.create_task(db.run(work))
+    try:
+        await asyncio.wait_for(held.wait(), 10)
+        yield
+    finally:
+        go_on.set()
+        await transaction
+        await db.close()
+
+
+@runs_elsewhere
+async def test_of_many_rescuers_one_takes_each_row_back_once(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    async with dead_worker(make, target, tmp_path, shared, jobs=20) as other:
+        others = [other, *[make(keyfields=numbers(20), execution=SLOW) for _ in range(4)]]
+        studies = [await study_of(each) for each in others]
+        here = provenance.here()
+        place = Place(provenance.machine(), here["boot_id"], here["pid_namespace"])
+        found = [await rescue.suspects(each, 1, place) for each in studies]
+        tried = await asyncio.gather(
+            *(rescue.rescue(each, suspect, 3) for each, [suspect] in zip(studies, found, strict=True))
+        )
+        took = [each for each in tried if each is not None]
+        assert len(took) == 1
+        assert sorted(took[0].back) == list(range(1, 21))
+    assert await statuses(target) == {"created": 20}
+    assert await lost_attempts(target) == [(number, 1) for number in range(1, 21)]
+    await audit(target)
+
+
+async def test_two_runs_that_begin_at_once_share_the_rows_of_a_dead_worker(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    async with dead_worker(make, target, tmp_path, shared, jobs=6):
+        runs = [make(keyfields=numbers(6), execution=SLOW) for _ in range(2)]
+        summaries = await asyncio.gather(*(each.execute(nothing, until="finished") for each in runs))
+    assert sum(each.done for each in summaries) == 6
+    assert await audit(target) == {"done": 6}
+    assert await lost_attempts(target) == [(number, 1) for number in range(1, 7)]
+
+
+# ------------------------------------------------------------------------------------------------ what comes back
+
+
+async def test_a_lost_attempt_goes_back_where_it_began_with_what_was_there_then(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    """Row 1 continues after `PAUSED`, row 2 after a returned `CREATED`, row 3 began from nothing."""
+    study = {"keyfields": numbers(3), "execution": SLOW}
+    other = make(**study)
+    await other.fill_table_from_config()
+    await other.execute(Checkpoint(), experiment_ids=[1, 2])
+    await change(target, 'UPDATE "experiments" SET "_not_before" = NULL')
+    calls = keywords(n_jobs=1, from_status="paused"), keywords(n_jobs=2)
+    async with holder(tmp_path, target, "task_holds", shared.gate(), *calls, **study) as worker:
+        assert await worker.began(3) == [1, 2, 3]
+        await worker.die()
+    assert (await other.execute(never, where={"number": 99})).done == 0
+    rows = await sql(target, 'SELECT "status", "result", "text", "_attempt" FROM "experiments" ORDER BY "ID"')
+    text = "attempt 2"
+    assert rows == [("paused", 0.5, text, 2), ("created", 1.5, text, 2), ("created", None, None, 1)]
+    begun = 'SELECT "ID" FROM "experiments" WHERE "start_date" IS NOT NULL ORDER BY "ID"'
+    assert await sql(target, begun) == [(1,), (2,)]
+    assert await lost_attempts(target) == [(1, 2), (2, 2), (3, 1)]
+    shown = await other.get_logtable("steps")
+    assert sorted(zip(shown["experiment_id"], shown["step"], strict=True)) == [(1, 10), (2, 10)]
+    everything = await other.get_logtable("steps", all_attempts=True)
+    assert sorted(zip(everything["experiment_id"], everything["step"], strict=True)) == [
+        *[(1, 2), (1, 10), (2, 2), (2, 10), (3, 1)]
+    ]
+    assert (await other.execute(nothing)).done == 2
+    assert (await other.execute(nothing, from_status="paused")).done == 1
+    kept = await sql(target, 'SELECT "result" FROM "experiments" ORDER BY "ID"')
+    assert kept == [(0.5,), (1.5,), (None,)]
+    assert await audit(target) == {"done": 3}
+
+
+class Checkpoint:
+    """Saves, and is to be continued: from `paused` the even numbers, from `created` the odd ones."""
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus:
+        await results.process_logs({"steps": {"step": 10}})
+        await results.process_results({"result": keys["number"] + 0.5})
+        return ExperimentStatus.CREATED if keys["number"] % 2 else ExperimentStatus.PAUSED
+
+
+LATE = ("task_is_late", "task"), ("thread_is_late", "task"), ("child_is_late", "process")
+
+
+@runs_elsewhere
+@pytest.mark.parametrize(("function", "pool"), LATE)
+async def test_what_a_fenced_worker_still_sends_is_refused_and_its_function_is_ended(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, function: str, pool: str
+) -> None:
+    study = STUDY | {"keyfields": numbers(1)}
+    other = make(**study)
+    await other.fill_table_from_config()
+    gate = shared.gate()
+    async with holder(tmp_path, target, function, gate, keywords(n_jobs=1, pool=pool), **study) as worker:
+        [_, experiment, pid] = await worker.hear("began")
+        await freeze(worker, target)
+        await overdue(target)
+        assert (await other.execute(nothing, until="finished")).done == 1
+        gate.open()
+        worker.process.send_signal(signal.SIGCONT)
+        if pool == "process":
+            await eventually(lambda: not psutil.pid_exists(pid), seconds=5)
+        else:
+            await worker.hear("cancelled" if function == "task_is_late" else "refused")
+        summary = await worker.summary()
+        assert await worker.process.wait() == 0
+        assert worker.logged(f"Experiment {experiment} (attempt 1) was taken away from this worker")
+    assert (summary["lost"], summary["done"], summary["error"]) == (1, 0, 0)
+    assert await audit(target) == {"done": 1}
+    assert await lost_attempts(target) == [(1, 1)]
+    assert await sql(target, 'SELECT "result", "_attempt" FROM "experiments"') == [(None, 2)]
+    assert await sql(target, 'SELECT "step" FROM "experiments__steps"') == []
+
+
+@runs_elsewhere
+@pytest.mark.parametrize("pool", ["task", "process"])
+async def test_a_row_that_was_lost_and_put_back_is_taken_again_by_the_call_that_names_it(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, pool: str
+) -> None:
+    other = make(**STUDY)
+    await other.fill_table_from_config()
+    call = keywords(n_jobs=2, pool=pool, experiment_ids=[2, 5])
+    gate = shared.gate()
+    async with holder(tmp_path, target, "task_holds", gate, call, **STUDY) as worker:
+        assert await worker.began(2) == [2, 5]
+        await freeze(worker, target)
+        await overdue(target)
+
+        async def back() -> bool:
+            await other.execute(never, where={"number": 99})
+            return await statuses(target) == {"created": 6}
+
+        await eventually(back)
+        worker.process.send_signal(signal.SIGCONT)
+        assert await worker.began(2) == [2, 5]
+        gate.open()
+        summary = await worker.summary()
+    assert (summary["lost"], summary["done"]) == (2, 2)
+    assert await audit(target) == {"created": 4, "done": 2}
+    assert await lost_attempts(target) == [(2, 1), (5, 1)]
+
+
+# ------------------------------------------------------------------------------------------------ away and back
+
+
+@servers_only
+@pytest.mark.asyncio_only("needs a proxy")
+async def test_a_worker_whose_link_is_gone_for_three_leases_gives_up_only_what_it_lost(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, mode: Mode
+) -> None:
+    """Nobody took its rows but one, which somebody reset."""
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    other = make(**STUDY | {"keyfields": numbers(3)}, name="other.yml")
+    await other.fill_table_from_config()
+    proxy = Proxy(target)
+    study = STUDY | {"keyfields": numbers(3)}
+    async with proxy, new_experimenter(tmp_path, proxy.target, CLASSES[mode], **study) as worker:
+        call = asyncio.create_task(worker.execute(run, n_jobs=3))
+        await eventually(lambda: len(run.began) == 3)
+        proxy.stall()
+        proxy.cut()
+        await asyncio.sleep(3 * LEASE)
+        assert await other.reset_experiments("running", ids=[2]) == 1
+        assert not call.done()
+        proxy.resume()
+        await eventually(lambda: sorted(run.began) == [1, 2, 3, 4])  # the row made anew
+        assert run.cancelled == ([] if mode == "process" else [2])
+        assert (await other.execute(never)).done == 0  # looks, too
+        run.let_go.open()
+        summary = await call
+    assert (summary.done, summary.lost) == (3, 1)
+    assert await audit(target) == {"done": 3}
+    assert await sql(target, 'SELECT "ID", "_attempt" FROM "experiments" ORDER BY "ID"') == [(1, 1), (3, 1), (4, 1)]
+    assert await lost_attempts(target) == []
+
+
+@runs_elsewhere
+async def test_when_the_database_was_away_for_all_for_three_leases_nobody_is_rescued(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, request: pytest.FixtureRequest
+) -> None:
+    other = make(**STUDY)
+    await other.fill_table_from_config()
+    gate = shared.gate()
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(
+                holder(tmp_path, target, "task_holds", gate, keywords(n_jobs=2, until="finished"), **STUDY)
+            )
+            for _ in range(3)
+        ]
+        for worker in workers:
+            await worker.began(2)
+        watching = asyncio.create_task(other.execute(never, until="finished"))
+        await all_beat(target)
+        async with away(target, request):
+            await asyncio.sleep(3 * LEASE)
+        await all_beat(target, times=4)
+        assert await statuses(target) == {"running": 6}
+        gate.open()
+        summaries = [await worker.summary() for worker in workers]
+        await watching
+    assert [(each["done"], each["lost"]) for each in summaries] == [(2, 0)] * 3
+    assert await audit(target) == {"done": 6}
+    assert await sql(target, 'SELECT COUNT(*) FROM "experiments_attempts"') == [(0,)]
+
+
+@asynccontextmanager
+async def away(target: Target, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """The server is stopped; a SQLite file is in somebody's hands."""
+    if target.provider == "sqlite":
+        with closing(sqlite3.connect(target.database, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield
+        return
+    server: Server = request.getfixturevalue("server")
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
