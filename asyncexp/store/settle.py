@@ -60,8 +60,13 @@ async def _ended(study: Study, tx: Transaction, worker: Worker, units: Sequence[
     return {
         unit.key: _as_told(known[unit.key], unit.end, tries.get(unit.key[0], 1))
         for unit in units
-        if unit.key in known and isinstance(unit.end, End)
+        if unit.key in known and isinstance(unit.end, End) and _can_have_come_of(unit.end, known[unit.key])
     }
+
+
+def _can_have_come_of(end: End, outcome: Outcome) -> bool:
+    """False for an attempt that somebody else ended first, in this worker's name."""
+    return outcome == end.outcome or (end.outcome, outcome) == ("error", "retried")
 
 
 def _as_told(outcome: Outcome, end: End, tries: int) -> Ended:
