@@ -9,11 +9,12 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$path -c '$(SUITABLE)' 2>/dev/null && echo $$path && exit; done; done)
 BIN := .venv/bin
 
-.PHONY: help venv demo test servers bench-quick bench clean
+.PHONY: help venv demo test chaos servers bench-quick bench clean
 
 help:
 	@echo 'make demo         a grid of real experiments on SQLite, with a table and a plot (about a minute, installation included up to two)'
 	@echo 'make test         format, lint, types, imports, and all tests on SQLite, PostgreSQL and MariaDB'
+	@echo 'make chaos        killed workers, restarted servers, cut links: 10 minutes on each database, and an audit'
 	@echo 'make bench-quick  throughput against the bare drivers, in under a minute; make bench takes longer'
 	@echo 'make venv         only the environment; make clean removes it'
 
@@ -40,6 +41,10 @@ test: .venv/dev.installed servers
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.legacy
 	$(BIN)/python -m pytest -n 2 -p no:asyncio
+
+# CHAOS='--seconds 60 --database mysql --seed 7' for a shorter storm, or one that there was.
+chaos: .venv/dev.installed servers
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 # The tests start private servers of their own, and workers with another clock; only the programs have to be there.
 servers:

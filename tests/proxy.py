@@ -65,8 +65,9 @@ class Proxy:
         self._swallowing = True
 
     def resume(self) -> None:
-        """Behaves again. What was swallowed is gone."""
+        """Behaves again, and waits for no packet any more. What was swallowed is gone."""
         self._swallowing = False
+        self._marker, self._armed = b"", False
         self._flowing.set()
 
     def cut(self) -> None:
