@@ -28,6 +28,8 @@ class Look:
     """Rows were taken back."""
     again_in: float | None = None
     """Seconds until it is known whether a worker with rows is dead; None if there is none in question."""
+    in_question: tuple[int, ...] = ()
+    """Those workers."""
 
 
 class Rescuer:
@@ -77,15 +79,15 @@ class Rescuer:
             self.forget()  # it was kept from looking; what kept it may have kept others from giving signs
         self._looked_at = now
         self._seen = {one.id: self._seen[one.id] for one in found if one.late and one.id in self._seen}
-        waits: list[float] = []
+        waits: dict[int, float] = {}
         rescued = False
         for suspect in found:
             if not await self._is_dead(study, suspect, waits):
                 continue
             rescued |= await self._take_back(study, suspect, waits)
-        return Look(rescued, min(waits, default=None))
+        return Look(rescued, min(waits.values(), default=None), tuple(waits))
 
-    async def _is_dead(self, study: Study, suspect: Suspect, waits: list[float]) -> bool:
+    async def _is_dead(self, study: Study, suspect: Suspect, waits: dict[int, float]) -> bool:
         if self._has_died_here(suspect):
             return True
         if not suspect.late:
@@ -104,7 +106,7 @@ class Rescuer:
             since = now
         left = since + self._patience - now
         if left > 0:
-            waits.append(left)
+            waits[suspect.id] = left
         return left <= 0
 
     def _has_died_here(self, suspect: Suspect) -> bool:
@@ -112,7 +114,7 @@ class Rescuer:
         here = self._place.known and suspect.place == self._place
         return here and suspect.pid != os.getpid() and is_gone(suspect.pid)
 
-    async def _take_back(self, study: Study, dead: Suspect, waits: list[float]) -> bool:
+    async def _take_back(self, study: Study, dead: Suspect, waits: dict[int, float]) -> bool:
         rescued = await rescue.rescue(study, dead, self._max_attempts())
         if rescued is None:
             self._logger.info(
@@ -120,7 +122,7 @@ class Rescuer:
                 "or somebody else was quicker.",
                 _capital(dead),
             )
-            waits.append(self._interval)
+            waits[dead.id] = self._interval
             return False
         self._seen.pop(dead.id, None)
         self._say(dead, rescued)

@@ -22,7 +22,7 @@ from asyncexp.store.claim import Wanted, Worker
 from asyncexp.store.fate import fates
 from asyncexp.store.flush import End, Ended, Key
 from asyncexp.store.rescue import Place
-from asyncexp.store.study import Study
+from asyncexp.store.study import Condition, Study
 from asyncexp.store.workers import Request
 from asyncexp.worker import Live, Run
 from asyncexp.writer import Writer
@@ -30,6 +30,7 @@ from asyncexp.writer import Writer
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 5.0
 CLOSE_LIMIT_SECONDS = 30.0
+WORKER = '"_worker"'
 TELLING_SECONDS = 2.0
 """So long a session that ends waits for what it has to say of lost rows."""
 
@@ -289,13 +290,20 @@ class Session:
             else:
                 self.early[request.key] = request
 
-    async def unfinished(self, wanted: Wanted, *, open_ones: bool) -> float | None:
-        """Whether rows of this selection run anywhere, or are open if that counts: the seconds that it took to see."""
+    async def unfinished(self, wanted: Wanted, of: Sequence[int] | None) -> float | None:
+        """Whether rows of this selection run in the name of these workers; if None, of any, and open ones count, too.
+
+        The seconds that it took to see; None if there are none.
+        """
         began = time.monotonic()
         try:
             study = await self.reading()
-            names = ["running", *(["created"] if open_ones and wanted.status == "created" else [])]
-            found = await read.any_of(study, life.selection(study, names, wanted.where, wanted.ids))
+            names = ["running", *(["created"] if of is None and wanted.status == "created" else [])]
+            chosen = life.selection(study, names, wanted.where, wanted.ids)
+            if of is not None:
+                params = chosen.params | {"workers": study.integers(of)}
+                chosen = Condition(f"{chosen.sql} AND {study.member(WORKER, ':workers')}", params)
+            found = await read.any_of(study, chosen)
         except Outage:
             found = True
         return time.monotonic() - began if found else None

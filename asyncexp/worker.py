@@ -105,8 +105,11 @@ class Host(Protocol):
         """A look for dead workers' rows."""
         ...
 
-    async def unfinished(self, wanted: Wanted, *, open_ones: bool) -> float | None:
-        """Whether rows of this selection run anywhere, or are open if that counts: the seconds that it took to see."""
+    async def unfinished(self, wanted: Wanted, of: Sequence[int] | None) -> float | None:
+        """Whether rows of this selection run in the name of these workers; if None, of any, and open ones count, too.
+
+        The seconds that it took to see; None if there are none.
+        """
         ...
 
 
@@ -174,6 +177,8 @@ class Run:
         self._asked = 0
         self._above = 0
         self._dry_until = 0.0
+        self._stirred = False
+        """The table changed while a claim was under way, which may not have seen that."""
         self._confirmed_empty = False
         self._retries: dict[int, float] = {}
         self._timers: set[asyncio.TimerHandle] = set()
@@ -264,18 +269,20 @@ class Run:
         if (failure := looked.exception()) is not None:
             self.fail(failure)
             return False
-        if (wait := looked.result()) is None:
-            return True
-        if wait:
+        if wait := looked.result():
             self._look_again_at = self._loop.time() + wait
             self._later(wait, self._wake)
-        else:
-            self._confirmed_empty = False
-            self._dry_until = 0.0
+            return False
+        if wait is None and not self._look_again_at:
+            return True
+        # Rows came back, or may have: those waited for no longer run, and maybe somebody else took them back.
+        self._look_again_at = self._dry_until = 0.0
+        self._confirmed_empty = False
         return False
 
     def _stop_looking(self) -> None:
         """What was seen, or is looked for, is of the past."""
+        self._look_again_at = 0.0
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
@@ -291,7 +298,7 @@ class Run:
         if not finished and look.again_in is None:
             return None
         wanted = replace(self._wanted, ids=None if self._ids is None else tuple(self._ids))
-        if (took := await self._host.unfinished(wanted, open_ones=finished)) is None:
+        if (took := await self._host.unfinished(wanted, None if finished else look.in_question)) is None:
             return None
         if finished:
             return max(LOOK_SHARE * took, self.options.poll_interval * random.uniform(0.8, 1.2))
@@ -335,6 +342,7 @@ class Run:
             above=self._above,
             random_from=os.urandom(16) if self.options.random_order else None,
         )
+        self._stirred = False
         self._claiming = self._host.writer.claim(wanted)
         self._claiming.add_done_callback(self._wake)
 
@@ -371,14 +379,17 @@ class Run:
 
     def _run_dry(self, empty: bool) -> None:
         """Nothing more to take for now: the next look is a poll interval away, or when something happens."""
-        self._confirmed_empty = empty and not self._retries
         self._above = 0
+        if self._stirred:
+            return
+        self._confirmed_empty = empty and not self._retries
         wait = self.options.poll_interval * random.uniform(0.8, 1.2)
         self._dry_until = self._loop.time() + wait
         self._later(wait, self._wake)
 
     def woken(self) -> None:
         """The table changed: look again."""
+        self._stirred = True
         if self._dry_until:
             self._dry_until = 0.0
             self._wake()

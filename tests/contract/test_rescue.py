@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from asyncexp.store import rescue
 from asyncexp.store.rescue import Place
 from asyncexp.store.study import Study
 from tests.contract.conftest import Make
-from tests.contract.functions import Held, never, nothing
+from tests.contract.functions import Held, Ran, never, nothing
 from tests.contract.modes import CLASSES, Mode
 from tests.contract.shared import Gate, Shared
 from tests.contract.sql import execute as change
@@ -56,9 +56,10 @@ async def elsewhere(target: Target) -> None:
     await change(target, 'UPDATE "experiments_workers" SET "boot_id" = \'another\'')
 
 
-async def overdue(target: Target) -> None:
-    """Lets the leases of all workers so far be over; they still may give signs."""
-    await change(target, 'UPDATE "experiments_workers" SET "lease" = 0')
+async def overdue(target: Target, pid: int | None = None) -> None:
+    """Lets the leases of all workers so far be over, or that of one; they still may give signs."""
+    whose = "1 = 1" if pid is None else f'"pid" = {pid}'
+    await change(target, f'UPDATE "experiments_workers" SET "lease" = 0 WHERE {whose}')
 
 
 async def freeze(worker: Told | Child, target: Target) -> None:
@@ -284,7 +285,7 @@ class Clock:
 async def dead_worker(
     make: Make, target: Target, tmp_path: Path, shared: Shared, jobs: int = 1
 ) -> AsyncIterator[Experimenter]:
-    """A worker killed while it ran its first `jobs` rows, long before its lease is over; yields another on its table."""
+    """A worker was killed while it ran the first `jobs` rows, long before its lease is over; another one."""
     other = make(keyfields=numbers(max(6, jobs)), execution=SLOW)
     await other.fill_table_from_config()
     study = {"keyfields": numbers(max(6, jobs)), "execution": SLOW}
@@ -372,7 +373,7 @@ async def test_a_process_that_is_dead_and_not_waited_for_is_dead_and_one_that_li
 ) -> None:
     async with dead_worker(make, target, tmp_path, shared) as other:
         clock = Clock(await study_of(other))
-        with subprocess.Popen(["/bin/sleep", "1000"]) as process:
+        with subprocess.Popen(["/bin/sleep", "1000"]) as process:  # noqa: ASYNC220  (asyncio would wait for it)
             try:
                 await change(target, 'UPDATE "experiments_workers" SET "pid" = :pid', pid=process.pid)
                 assert not await clock.rescued()
@@ -513,12 +514,14 @@ async def test_what_a_fenced_worker_still_sends_is_refused_and_its_function_is_e
     study = STUDY | {"keyfields": numbers(1)}
     other = make(**study)
     await other.fill_table_from_config()
+    run = Held(shared.seen(), shared.gate(), shared.seen())
     gate = shared.gate()
     async with holder(tmp_path, target, function, gate, keywords(n_jobs=1, pool=pool), **study) as worker:
         [_, experiment, pid] = await worker.hear("began")
         await freeze(worker, target)
         await overdue(target)
-        assert (await other.execute(nothing, until="finished")).done == 1
+        call = asyncio.create_task(other.execute(run, until="finished"))
+        await eventually(lambda: len(run.began) == 1)
         gate.open()
         worker.process.send_signal(signal.SIGCONT)
         if pool == "process":
@@ -529,9 +532,11 @@ async def test_what_a_fenced_worker_still_sends_is_refused_and_its_function_is_e
         assert await worker.process.wait() == 0
         assert worker.logged(f"Experiment {experiment} (attempt 1) was taken away from this worker")
     assert (summary["lost"], summary["done"], summary["error"]) == (1, 0, 0)
+    run.let_go.open()
+    assert (await call).done == 1
     assert await audit(target) == {"done": 1}
     assert await lost_attempts(target) == [(1, 1)]
-    assert await sql(target, 'SELECT "result", "_attempt" FROM "experiments"') == [(None, 2)]
+    assert await sql(target, 'SELECT "result", "_attempt" FROM "experiments"') == [(1.0, 2)]
     assert await sql(target, 'SELECT "step" FROM "experiments__steps"') == []
 
 
@@ -641,3 +646,176 @@ async def away(target: Target, request: pytest.FixtureRequest) -> AsyncIterator[
         yield
     finally:
         server.start()
+
+
+# ------------------------------------------------------------------------------------------------ until="finished"
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "where": {"where": {"number": [1, 3]}},
+    "experiment_ids": {"experiment_ids": [2, 4]},
+    "paused": {"where": {"number": [1, 3]}, "from_status": "paused"},
+}
+
+
+@pytest.mark.parametrize("chosen", CHOICES)
+async def test_until_finished_takes_over_what_it_asked_for_of_a_worker_that_dies(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, chosen: str
+) -> None:
+    """The worker runs rows 1 and 2; the other one wants 2 and 4."""
+    other = make(**STUDY)
+    await other.fill_table_from_config()
+    asked = CHOICES[chosen]
+    status = asked.get("from_status", "created")
+    await change(target, f'UPDATE "experiments" SET "status" = \'{status}\'')
+    call = keywords(n_jobs=2, experiment_ids=[1, 2], from_status=status)
+    ran = Ran(shared.seen())
+    async with holder(tmp_path, target, "task_holds", shared.gate(), call, **STUDY) as worker:
+        assert await worker.began(2) == [1, 2]
+        waiting = asyncio.create_task(other.execute(ran, until="finished", poll_interval=0.1, **asked))
+        await eventually(lambda: ran.ids == [4])
+        await all_beat(target, times=3)
+        assert not waiting.done()
+        await worker.die()
+        summary = await asyncio.wait_for(waiting, 10)
+    assert ran.ids == [4, 2]
+    assert (summary.done, summary.lost) == (2, 0)
+    assert await statuses(target) == {"done": 2, status: 4}
+    assert await lost_attempts(target) == [(1, 1), (2, 1)]
+
+
+@pytest.mark.asyncio_only("two calls at once")
+async def test_until_finished_returns_when_the_last_row_elsewhere_has_ended(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    worker, other = make(**STUDY), make(**STUDY)
+    await worker.fill_table_from_config()
+    running = asyncio.create_task(worker.execute(run, n_jobs=2, max_experiments=2))
+    await eventually(lambda: len(run.began) == 2)
+    waiting = asyncio.create_task(other.execute(nothing, until="finished", poll_interval=0.2))
+    await eventually(in_status(target, {"running": 2, "done": 4}))
+    await all_beat(target, times=3)
+    assert not waiting.done()
+    run.let_go.open()
+    await running
+    summary = await asyncio.wait_for(waiting, 3)
+    assert (summary.done, summary.left) == (4, 0)
+    assert await audit(target) == {"done": 6}
+
+
+def in_status(target: Target, wanted: dict[str, int]) -> Callable[[], Awaitable[bool]]:
+    async def hold() -> bool:
+        return await statuses(target) == wanted
+
+    return hold
+
+
+@pytest.mark.asyncio_only("two calls at once")
+async def test_waiting_for_others_ends_when_told_to_stop(make: Make, target: Target, shared: Shared) -> None:
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    worker, other = make(**STUDY), make(**STUDY)
+    await worker.fill_table_from_config()
+    running = asyncio.create_task(worker.execute(run, n_jobs=1, max_experiments=1))
+    await eventually(lambda: len(run.began) == 1)
+    waiting = asyncio.create_task(other.execute(nothing, until="finished", poll_interval=60))
+    await eventually(in_status(target, {"running": 1, "done": 5}))
+    await other.stop()
+    summary = await asyncio.wait_for(waiting, 3)
+    assert (summary.done, summary.stopped_by) == (5, "stop")
+    run.let_go.open()
+    assert (await running).done == 1
+
+
+@runs_elsewhere
+async def test_waiting_for_others_ends_with_a_signal(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    worker = make(**STUDY)
+    await worker.fill_table_from_config()
+    running = asyncio.create_task(worker.execute(run, n_jobs=1, max_experiments=1))
+    await eventually(lambda: len(run.began) == 1)
+    gate = shared.gate()
+    gate.open()
+    call = keywords(until="finished", poll_interval=60)
+    async with holder(tmp_path, target, "task_holds", gate, call, **STUDY) as waiting:
+        await eventually(in_status(target, {"running": 1, "done": 5}))
+        waiting.process.send_signal(signal.SIGTERM)
+        summary = await asyncio.wait_for(waiting.summary(), 3)
+    assert (summary["done"], summary["stopped_by"]) == (5, "SIGTERM")
+    run.let_go.open()
+    assert (await running).done == 1
+
+
+@pytest.mark.asyncio_only("two calls at once")
+@pytest.mark.parametrize("provider", ["postgresql"])
+async def test_until_finished_is_woken_on_postgresql_when_rows_come_back(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    worker, other = make(**STUDY), make(**STUDY)
+    await worker.fill_table_from_config()
+    running = asyncio.create_task(worker.execute(run, n_jobs=1, max_experiments=1))
+    await eventually(lambda: len(run.began) == 1)
+    waiting = asyncio.create_task(other.execute(nothing, until="finished", poll_interval=60))
+    await eventually(in_status(target, {"running": 1, "done": 5}))
+    running.cancel()
+    await asyncio.wait([running])
+    summary = await asyncio.wait_for(waiting, 5)
+    assert summary.done == 6
+    assert await audit(target) == {"done": 6}
+
+
+# ------------------------------------------------------------------------------------------------ until="empty"
+
+
+@runs_elsewhere
+async def test_until_empty_waits_for_a_late_worker_only_if_that_has_rows_of_its_selection(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    """Rows 1 and 2 are of the late worker, row 3 of one that lives, and the rescuer takes two minutes to be sure."""
+    study = STUDY | {"execution": SLOW}
+    other, patient = make(**study), make(**study)
+    await other.fill_table_from_config()
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    living = asyncio.create_task(other.execute(run, experiment_ids=[3]))
+    await eventually(lambda: run.began == [3])
+    call = keywords(n_jobs=2, experiment_ids=[1, 2])
+    async with holder(tmp_path, target, "task_holds", shared.gate(), call, **study) as worker:
+        await worker.began(2)
+        await worker.die()
+        await elsewhere(target)
+        await overdue(target, worker.process.pid)
+        call_of_its_own = patient.execute(nothing, experiment_ids=[3, 4])
+        assert (await asyncio.wait_for(call_of_its_own, 5)).done == 1
+        waiting = asyncio.create_task(patient.execute(nothing, experiment_ids=[2, 5]))
+        await eventually(in_status(target, {"running": 3, "done": 2, "created": 1}))
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        await patient.stop()
+        assert (await asyncio.wait_for(waiting, 5)).done == 1
+    run.let_go.open()
+    assert (await living).done == 1
+
+
+@runs_elsewhere
+async def test_until_empty_runs_what_somebody_else_took_back_while_it_waited(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    study = STUDY | {"execution": {"heartbeat_interval": 0.5, "lease": 60}}
+    slow, quick = make(**study), make(**STUDY, name="quick.yml")
+    await slow.fill_table_from_config()
+    call = keywords(n_jobs=2, experiment_ids=[1, 2])
+    async with holder(tmp_path, target, "task_holds", shared.gate(), call, **study) as worker:
+        await worker.began(2)
+        await worker.die()
+        await elsewhere(target)
+        await overdue(target)
+        waiting = asyncio.create_task(slow.execute(nothing, experiment_ids=[2, 5]))
+        await eventually(in_status(target, {"running": 2, "done": 1, "created": 3}))
+        found = await rescue.suspects(await study_of(quick), 1, Place(None, None, None))
+        [dead] = [each for each in found if each.pid == worker.process.pid]
+        assert await rescue.rescue(await study_of(quick), dead, 3)
+        assert (await asyncio.wait_for(waiting, 10)).done == 2
+    assert await audit(target) == {"done": 2, "created": 4}
