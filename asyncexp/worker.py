@@ -133,7 +133,7 @@ class Live:
 
     @property
     def should_stop(self) -> bool:
-        return self.told_to_stop or self.run.hurries
+        return self.told_to_stop or self.over or self.run.hurries
 
 
 class Run:

@@ -176,6 +176,28 @@ async def test_threads_are_told_and_may_end_by_themselves(make: Make, target: Ta
     await audit(target)
 
 
+@pytest.mark.in_process_only("threads; a child is killed")
+async def test_a_thread_whose_row_is_reset_sees_that_it_should_stop(make: Make, target: Target) -> None:
+    worker, other = (make(keyfields=numbers(1), execution=QUICK) for _ in range(2))
+    await worker.fill_table_from_config()
+    began, over, listened = threading.Event(), threading.Event(), threading.Event()
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        began.set()
+        while not (results.should_stop or over.is_set()):
+            time.sleep(0.005)
+        if results.should_stop:
+            listened.set()
+
+    call = asyncio.create_task(worker.execute(run, max_experiments=1))
+    await asyncio.to_thread(began.wait, 30)
+    assert await other.reset_experiments("running", ids=[1]) == 1
+    heard = await asyncio.to_thread(listened.wait, 5)
+    over.set()
+    assert heard
+    assert (await asyncio.wait_for(call, 10)).lost == 1
+
+
 @pytest.mark.in_process_only("a thread cannot be ended")
 async def test_a_thread_that_does_not_listen_loses_its_row_after_grace(make: Make, target: Target) -> None:
     execution = QUICK | {"grace": 0.2}
