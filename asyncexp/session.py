@@ -301,7 +301,7 @@ class Session:
             names = ["running", *(["created"] if of is None and wanted.status == "created" else [])]
             chosen = life.selection(study, names, wanted.where, wanted.ids)
             if of is not None:
-                params = chosen.params | {"workers": study.integers(of)}
+                params = {**chosen.params, "workers": study.integers(of)}
                 chosen = Condition(f"{chosen.sql} AND {study.member(WORKER, ':workers')}", params)
             found = await read.any_of(study, chosen)
         except Outage:
