@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from asyncexp.db import connect
 from asyncexp.db.base import Database, Target, Transaction
 from tests.contract.audit import invariants
 from tests.contract.conftest import Make
+from tests.contract.faulty import end_of, heard, worker
 from tests.contract.modes import CLASSES, Mode
-from tests.contract.shared import Gate, Seen, Shared
+from tests.contract.shared import Shared
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.sql import locked
@@ -62,47 +62,6 @@ async def running(
     finally:
         await experimenter.aclose()
         await asyncio.wait([call])
-
-
-@asynccontextmanager
-async def worker(
-    target: Target,
-    folder: Path,
-    function: str,
-    ran: Seen,
-    go_on: Gate,
-    *,
-    keyfields: Any,
-    execution: Any,
-    limits: dict[str, float] | None = None,
-    through: Sequence[str] = (),
-    **keywords: Any,
-) -> AsyncIterator[Child]:
-    """A worker process that has opened its study; see `tests.contract.workers.fault`."""
-    given = {"function": function, "ran": str(ran.path), "go_on": str(go_on.path), "keywords": keywords}
-    given["limits"] = {"asyncexp.writer.FLUSH_LIMIT_SECONDS": 1.5} | (limits or {})
-    study = {"keyfields": keyfields, "execution": execution}
-    async with child("fault", folder, target, json.dumps(given), through=through, **study) as process:
-        assert await process.told() == ["open"]
-        yield process
-
-
-async def heard(process: Child, words: str) -> None:
-    """Returns when a worker has said so in its log."""
-    while True:
-        kind, *rest = await process.told()
-        assert kind == "log", f"it ended without a word of {words!r}: {rest}"
-        if words in rest[0]:
-            return
-
-
-async def end_of(process: Child) -> dict[str, Any]:
-    """A worker's summary."""
-    while True:
-        kind, *rest = await process.told()
-        if kind == "ended":
-            summary: dict[str, Any] = rest[0]
-            return summary
 
 
 # ---------------------------------------------------------------------------------------- servers that die

@@ -1,7 +1,7 @@
 """A worker for faults: what its experiments write names their attempt, and it tells of its log and of its end.
 
-Its further argument is JSON: `function` (a key of `FUNCTIONS`), `ran` and `go_on` (paths of a `Seen` and a `Gate`),
-`keywords` of `execute`, and `limits`: constants of asyncexp for this process, by dotted name.
+Its further argument is JSON: `function` (a key of `FUNCTIONS`) and its fields (`ran` and gates as paths, `marks` the
+others), `keywords` of `execute`, and `limits`: constants of asyncexp for this process, by dotted name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fields(keys: Keys, results: ResultProcessor | SyncResultProcessor, more: str
 
 @dataclass(frozen=True)
 class Task:
-    """Notes that it runs, logs, waits until the gate opens or `seconds` have passed, reports and logs once more."""
+    """Notes that it runs, logs, waits until the gate opens and `seconds` have passed, reports and logs once more."""
 
     ran: Seen
     go_on: Gate | None = None
@@ -44,6 +44,8 @@ class Task:
     """Whether what is told to stop returns, by number, None, `CREATED` or `PAUSED`."""
     size: int = 0
     """Characters of the result."""
+    may_end: Gate | None = None
+    """What it waits for when all is reported."""
 
     async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> ExperimentStatus | None:
         self.ran.append([int(results.experiment_id), results.attempt])
@@ -53,6 +55,8 @@ class Task:
         await asyncio.sleep(self.seconds)
         await results.process_results(fields(keys, results, "x" * self.size))
         await results.process_logs(line(results, "ended"))
+        if self.may_end is not None:
+            await self.may_end.passed()
         return ENDS[keys["number"] % 3] if self.saves and results.should_stop else None
 
 
@@ -70,6 +74,8 @@ class Plain(Task):
         time.sleep(self.seconds)
         results.process_results(fields(keys, results, "x" * self.size))
         results.process_logs(line(results, "ended"))
+        if self.may_end is not None:
+            self.may_end.wait()
         return ENDS[keys["number"] % 3] if self.saves and results.should_stop else None
 
 
@@ -106,9 +112,8 @@ async def main() -> None:
     given = json.loads(ARGUMENTS[0])
     set_limits(given.get("limits", {}))
     logging.getLogger("asyncexp-tests").addHandler(Told())
-    function = FUNCTIONS[given["function"]](
-        Seen(Path(given["ran"])), Gate(Path(given["go_on"])) if "go_on" in given else None, **given.get("marks", {})
-    )
+    gates: dict[str, Any] = {name: Gate(Path(given[name])) for name in ("go_on", "may_end") if given.get(name)}
+    function = FUNCTIONS[given["function"]](Seen(Path(given["ran"])), **gates, **given.get("marks", {}))
     async with study() as experimenter:
         say(["open"])
         summary = await experimenter.execute(function, progress=False, **given["keywords"])
