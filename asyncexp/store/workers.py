@@ -78,7 +78,7 @@ class WorkerInfo:
     """Seconds without a sign of life after which it counts as lost."""
     stopped: datetime | None
     state: str
-    """`live`, `lost` (its lease is over) or `stopped`."""
+    """`live`, `lost` (its lease is over, or its rows were taken over) or `stopped`."""
     running: int
     """Experiments it runs."""
     ended_done: int
@@ -272,7 +272,8 @@ async def listed(study: Study) -> list[WorkerInfo]:
     over = study.dialect.later.format(seconds='-"lease"')
     text = (
         f"SELECT {', '.join(map(quote, own))}, CASE WHEN \"stopped\" IS NOT NULL THEN 'stopped' "
-        f"WHEN \"heartbeat\" < {over} THEN 'lost' ELSE 'live' END FROM {study.workers} ORDER BY \"started\" DESC"
+        f"WHEN \"heartbeat\" < {over} OR \"rescued\" IS NOT NULL THEN 'lost' ELSE 'live' END "
+        f'FROM {study.workers} ORDER BY "started" DESC'
     )
     rows = await study.fetch(study.db, text)
     running = await _running(study)

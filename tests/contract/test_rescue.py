@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,14 +24,16 @@ from typing import Any
 import psutil
 import pytest
 
-from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, provenance
+from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, provenance
 from asyncexp.db import connect
 from asyncexp.db.base import Target, Transaction
+from asyncexp.errors import DatabaseError
 from asyncexp.rescue import Rescuer
 from asyncexp.schema import render
 from asyncexp.store import rescue
 from asyncexp.store.rescue import Place
 from asyncexp.store.study import Study
+from asyncexp.worker import Run
 from tests.contract.conftest import Make
 from tests.contract.functions import Held, Ran, never, nothing
 from tests.contract.modes import CLASSES, Mode
@@ -188,6 +192,7 @@ async def test_a_worker_killed_on_this_machine_gives_its_rows_back_at_once(
     assert summary.done == 6
     assert await audit(target) == {"done": 6}
     assert await lost_attempts(target) == [(each, 1) for each in ids]
+    assert [each.state for each in await other.workers()] == ["live", "lost"]  # before its lease is over
     assert await sql(target, 'SELECT "ID" FROM "experiments" WHERE "_attempt" = 2 ORDER BY "ID"') == [(n,) for n in ids]
 
 
@@ -819,3 +824,140 @@ async def test_until_empty_runs_what_somebody_else_took_back_while_it_waited(
         assert await rescue.rescue(await study_of(quick), dead, 3)
         assert (await asyncio.wait_for(waiting, 10)).done == 2
     assert await audit(target) == {"done": 2, "created": 4}
+
+
+@pytest.mark.in_process_only("reaches into a run")
+@pytest.mark.parametrize("provider", ["sqlite"])
+async def test_a_wake_up_that_comes_while_a_claim_is_under_way_is_not_lost(
+    make: Make, target: Target, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row comes back, and that is told, when a claim has just found none."""
+    experimenter = make(**STUDY)
+    await experimenter.fill_table_from_config()
+    await change(target, 'UPDATE "experiments" SET "status" = \'paused\'')
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    running = asyncio.create_task(experimenter.execute(run, from_status="paused", experiment_ids=[1]))
+    await eventually(lambda: len(run.began) == 1)
+    take_answer = Run._take_answer
+
+    def with_a_wake_up(run: Run) -> None:
+        with closing(sqlite3.connect(target.database, isolation_level=None)) as db:
+            db.execute('UPDATE "experiments" SET "status" = \'created\' WHERE "ID" = 2')
+        run.woken()
+        monkeypatch.setattr(Run, "_take_answer", take_answer)
+        take_answer(run)
+
+    monkeypatch.setattr(Run, "_take_answer", with_a_wake_up)
+    call = experimenter.execute(nothing, until="finished", poll_interval=60)
+    waiting = asyncio.create_task(call)
+    await eventually(in_status(target, {"running": 1, "done": 1, "paused": 4}), seconds=5)
+    await experimenter.stop()
+    assert (await waiting).done == 1
+    run.let_go.open()
+    assert (await running).done == 1
+
+
+# ------------------------------------------------------------------------------------------------ a blocked loop
+
+SHORT = {"heartbeat_interval": 0.15, "lease": 0.6, "grace": 5}
+
+
+@runs_elsewhere
+async def test_a_worker_whose_loop_is_blocked_for_five_leases_is_not_rescued_and_says_what_blocks_it(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    study = {"keyfields": numbers(4), "execution": SHORT}
+    other = make(**study)
+    await other.fill_table_from_config()
+    gate = shared.gate()
+    async with holder(tmp_path, target, "task_blocks", gate, keywords(n_jobs=1), **study) as worker:
+        assert await worker.began(1) == [1]
+        waiting = asyncio.create_task(other.execute(nothing, until="finished"))
+        await asyncio.sleep(5 * SHORT["lease"])
+        await all_beat(target)
+        assert await statuses(target) == {"running": 1, "done": 3}
+        gate.open()
+        summary = await worker.summary()
+        await waiting
+    assert (summary["done"], summary["lost"]) == (1, 0)
+    assert await audit(target) == {"done": 4}
+    assert await lost_attempts(target) == []
+    seconds = re.compile(r"blocked for (\d+) s by task_blocks\(\) \(.*hold\.py:\d+\)")
+    said = [int(found[1]) for line in worker.logged("event loop") if (found := seconds.search(line))]
+    assert max(said) >= 2
+
+
+@runs_elsewhere
+async def test_a_stall_timeout_ends_what_blocks_the_loop_while_it_does_and_the_worker_goes_on(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    study = {"keyfields": numbers(3), "execution": SHORT}
+    other = make(**study)
+    await other.fill_table_from_config()
+    gate = shared.gate()
+    call = keywords(n_jobs=1, stall_timeout=0.5)
+    async with holder(tmp_path, target, "task_blocks", gate, call, **study) as worker:
+        assert await worker.began(1) == [1]
+        await eventually(in_status(target, {"error": 1, "created": 2}))
+        assert not gate.is_open
+        gate.open()
+        summary = await worker.summary()
+    assert (summary["error"], summary["done"], summary["lost"]) == (1, 2, 0)
+    assert await audit(target) == {"error": 1, "done": 2}
+    [(result, error)] = await sql(target, 'SELECT "result", "error" FROM "experiments" WHERE "ID" = 1')
+    assert result is None
+    assert "stall_timeout of 0.5 s" in error
+    assert "the event loop was blocked by task_blocks()" in error
+
+
+# ------------------------------------------------------------------------------------------------ closed too early
+
+
+@pytest.mark.asyncio_only("closes while a call runs")
+async def test_a_worker_closed_while_its_database_is_away_leaves_nothing_running(
+    make: Make, target: Target, shared: Shared, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it could not give back is taken over when its lease is over."""
+    monkeypatch.setattr("asyncexp.worker.LAST_FLUSH_SECONDS", 0.5)
+    monkeypatch.setattr("asyncexp.session.CLOSE_LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("asyncexp.db.sqlite.BUSY_SECONDS", 1.0)
+    study = {"keyfields": numbers(4), "execution": QUICK | {"grace": 0.2}}
+    worker, other = make(**study), make(**study)
+    await worker.fill_table_from_config()
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    call = asyncio.create_task(worker.execute(run, n_jobs=2))
+    await eventually(lambda: len(run.began) == 2)
+    async with away(target, request):
+        await asyncio.wait_for(worker.aclose(), 20)
+        await asyncio.wait_for(asyncio.wait([call]), 5)
+        assert [thread.name for thread in threading.enumerate() if "asyncexp" in thread.name] == []
+        assert isinstance(call.exception(), DatabaseError) or call.result().done == 0
+    assert (await other.execute(nothing, until="finished")).done == 4
+    assert await audit(target) == {"done": 4}
+    assert await lost_attempts(target) == [(1, 1), (2, 1)]
+
+
+@pytest.mark.asyncio_only("event loops of its own")
+def test_an_event_loop_closed_in_the_middle_of_a_run_leaves_nothing_running(
+    target: Target, tmp_path: Path, shared: Shared, mode: Mode
+) -> None:
+    """Nothing was cancelled or awaited: the next call gives the rows back."""
+    experimenter = new_experimenter(tmp_path, target, CLASSES[mode], **STUDY)
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(experimenter.fill_table_from_config())
+    call = loop.create_task(experimenter.execute(run, n_jobs=2))
+    loop.run_until_complete(eventually(lambda: len(run.began) == 2))
+    loop.close()
+    assert not call.done()
+    del call
+
+    async def again() -> Summary:
+        async with experimenter:
+            summary = await experimenter.execute(nothing, until="finished")
+            assert [each.state for each in await experimenter.workers()] == ["live", "stopped"]
+            return summary
+
+    assert asyncio.run(again()).done == 6
+    assert asyncio.run(audit(target)) == {"done": 6}
+    assert asyncio.run(lost_attempts(target)) == []
