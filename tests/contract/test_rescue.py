@@ -42,7 +42,7 @@ from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.proxy import Proxy
-from tests.servers import Server
+from tests.servers import Server, in_thread
 from tests.studies import experimenter as new_experimenter
 
 QUICK = {"heartbeat_interval": 0.25, "lease": 1, "grace": 5}
@@ -917,9 +917,11 @@ async def test_a_stall_timeout_ends_what_blocks_the_loop_while_it_does_and_the_w
 async def test_a_worker_closed_while_its_database_is_away_leaves_nothing_running(
     make: Make, target: Target, shared: Shared, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it could not give back is taken over when its lease is over."""
+    """What it could not give back goes back when the database is there again, or when its lease is over."""
     monkeypatch.setattr("asyncexp.worker.LAST_FLUSH_SECONDS", 0.5)
     monkeypatch.setattr("asyncexp.session.CLOSE_LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("asyncexp.lease.CLOSE_LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 1.5)
     monkeypatch.setattr("asyncexp.db.sqlite.BUSY_SECONDS", 1.0)
     study = {"keyfields": numbers(4), "execution": QUICK | {"grace": 0.2}}
     worker, other = make(**study), make(**study)
@@ -930,34 +932,61 @@ async def test_a_worker_closed_while_its_database_is_away_leaves_nothing_running
     async with away(target, request):
         await asyncio.wait_for(worker.aclose(), 20)
         await asyncio.wait_for(asyncio.wait([call]), 5)
-        assert [thread.name for thread in threading.enumerate() if "asyncexp" in thread.name] == []
         assert isinstance(call.exception(), DatabaseError) or call.result().done == 0
+    await eventually(lambda: not [thread for thread in threading.enumerate() if "asyncexp" in thread.name])
     assert (await other.execute(nothing, until="finished")).done == 4
     assert await audit(target) == {"done": 4}
-    assert await lost_attempts(target) == [(1, 1), (2, 1)]
+    attempts = 'SELECT "experiment_id", "attempt" FROM "experiments_attempts" ORDER BY 1'
+    assert await sql(target, attempts) == [(1, 1), (2, 1)]
 
 
 @pytest.mark.asyncio_only("event loops of its own")
+def test_an_event_loop_that_ends_in_the_middle_of_a_run_leaves_nothing_running(
+    target: Target, tmp_path: Path, shared: Shared, mode: Mode
+) -> None:
+    """`asyncio.run` twice; it cancels what still runs, and nobody awaits that."""
+    experimenter = new_experimenter(tmp_path, target, CLASSES[mode], **STUDY)
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+
+    async def leave() -> None:
+        await experimenter.fill_table_from_config()
+        running.append(asyncio.create_task(experimenter.execute(run, n_jobs=2)))
+        await eventually(lambda: len(run.began) == 2)
+
+    running: list[asyncio.Task[Summary]] = []
+    asyncio.run(leave())
+    assert running.pop().cancelled()
+    everything_ran_after(experimenter, target)
+
+
+@pytest.mark.in_process_only("children live until their parent or its sockets end")
 def test_an_event_loop_closed_in_the_middle_of_a_run_leaves_nothing_running(
     target: Target, tmp_path: Path, shared: Shared, mode: Mode
 ) -> None:
     """Nothing was cancelled or awaited: the next call gives the rows back."""
     experimenter = new_experimenter(tmp_path, target, CLASSES[mode], **STUDY)
     run = Held(shared.seen(), shared.gate(), shared.seen())
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(experimenter.fill_table_from_config())
-    call = loop.create_task(experimenter.execute(run, n_jobs=2))
-    loop.run_until_complete(eventually(lambda: len(run.began) == 2))
-    loop.close()
-    assert not call.done()
-    del call
 
-    async def again() -> Summary:
+    def leave() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(experimenter.fill_table_from_config())
+        call = loop.create_task(experimenter.execute(run, n_jobs=2))
+        loop.run_until_complete(eventually(lambda: len(run.began) == 2))
+        loop.close()
+        assert not call.done()
+
+    in_thread(leave)
+    everything_ran_after(experimenter, target)
+
+
+def everything_ran_after(experimenter: Experimenter, target: Target) -> None:
+    async def again() -> int:
         async with experimenter:
             summary = await experimenter.execute(nothing, until="finished")
             assert [each.state for each in await experimenter.workers()] == ["live", "stopped"]
-            return summary
+            return summary.done
 
-    assert asyncio.run(again()).done == 6
+    assert asyncio.run(again()) == 6
     assert asyncio.run(audit(target)) == {"done": 6}
-    assert asyncio.run(lost_attempts(target)) == []
+    attempts = 'SELECT "experiment_id", "attempt", "outcome" FROM "experiments_attempts" ORDER BY 1'
+    assert asyncio.run(sql(target, attempts)) == [(1, 1, "released"), (2, 1, "released")]
