@@ -427,9 +427,13 @@ class Machine(RuleBasedStateMachine):
         self.look(rescuer, PATIENCE)
         assert not self.model.running(slot.worker.id)
 
-    @initialize(numbers=st.sets(st.integers(0, 9), min_size=2, max_size=6))
-    def begins_with_rows(self, numbers: set[int]) -> None:
+    @initialize(numbers=st.sets(st.integers(0, 9), min_size=2, max_size=6), letter=LETTERS, other=OTHERS, plan=PLANS)
+    def begins(self, numbers: set[int], letter: str, other: int, plan: Plan) -> None:
+        """With the three that no safeguard survives the loss of."""
         self.fill(numbers)
+        self.a_row_is_written_to_by_who_must_not(letter, other, plan)
+        self.all_workers_live(letter, other)
+        self.a_worker_gives_a_sign_at_the_last_moment(letter, other, plan.value is None)
 
     @rule(numbers=st.sets(st.integers(0, 9), min_size=1, max_size=4))
     def somebody_fills(self, numbers: set[int]) -> None:
@@ -557,6 +561,25 @@ class Machine(RuleBasedStateMachine):
         assert {row.status for row in self.model.rows.values()} <= {"done", "error"}
 
     # ----------------------------------------------------------------------- rules of several steps
+
+    def a_row_is_written_to_by_who_must_not(self, letter: str, other: int, plan: Plan) -> None:
+        """By another worker, for another attempt, after its end."""
+        slot, stranger = self._free(letter), self._free(letter, other)
+        [key, *_] = self._taken(slot, 1)
+        self.flush(stranger, [sent_for(key, plan)])
+        self.flush(slot, [sent_for((key[0], key[1] + 1), plan)])
+        self.flush(slot, [Sent(key, end=Ending("done"))])
+        self.flush(slot, [sent_for(key, plan)])
+
+    def all_workers_live(self, letter: str, other: int) -> None:
+        """Nobody is taken for dead, whatever their clocks say."""
+        for each in SKEWS:
+            self.beat(self._free(each))
+        slot, looks = self._free(letter), self._free(letter, other)
+        keys = self._taken(slot, 1)
+        self.look(looks, 0)
+        self.look(looks, PATIENCE)
+        assert [row.key for row in self.model.running(slot.worker.id)] == keys
 
     @rule(letter=LETTERS, other=OTHERS, count=st.integers(1, 2), taken=st.booleans(), plan=PLANS)
     def a_worker_is_rescued_and_finishes_late(
