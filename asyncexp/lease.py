@@ -102,6 +102,8 @@ class Service:
         self._waits = 0
         self._listens = False
         self._described = False
+        self._knowing: asyncio.Task[dict[str, Any]] | None = None
+        """Finds out the further facts, beside the signs of life."""
         self._beat_at = 0.0
         self._look_at = 0.0
         self._silent = False
@@ -176,6 +178,7 @@ class Service:
                 if watching.done():
                     watching.result()
             await _ended(watching)
+            await self._describe_at_last(study)
             await self._say_stopped(study)
         finally:
             await _ended(watching)
@@ -203,6 +206,7 @@ class Service:
         try:
             if time.monotonic() >= self._beat_at:
                 await self._beat(study)
+            await self._describe(study)
             if self._asked or time.monotonic() >= self._look_at:
                 await self._look(study)
         except MissingTable:
@@ -270,9 +274,9 @@ class Service:
             self._call(self._tell.robbed)
         else:
             await self._bring_back(study, told)
-        if not self._described:
-            await self._describe(study)
-            self._described = True
+        if self._knowing is None:
+            self._knowing = asyncio.create_task(asyncio.to_thread(self._facts))
+            self._knowing.add_done_callback(lambda _: self._stir())
 
     async def _bring_back(self, study: Study, told: workers.Beat) -> None:
         if told.requests != self._requests:
@@ -285,9 +289,18 @@ class Service:
                 self._call(self._tell.asked, asked)
 
     async def _describe(self, study: Study) -> None:
-        facts = await asyncio.to_thread(self._facts)
-        if facts:
+        """Writes the further facts as soon as they are known, once."""
+        if self._described or self._knowing is None or not self._knowing.done():
+            return
+        if facts := self._knowing.result():
             await workers.describe(study, self._worker.id, facts)
+        self._described = True
+
+    async def _describe_at_last(self, study: Study) -> None:
+        if self._knowing is not None:
+            await asyncio.wait([self._knowing], timeout=CLOSE_LIMIT_SECONDS / 2)
+            with suppress(Outage, MissingTable):
+                await self._describe(study)
 
     async def _say_stopped(self, study: Study) -> None:
         try:

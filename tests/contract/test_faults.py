@@ -28,6 +28,7 @@ from asyncexp.db.base import Database, Target, Transaction
 from tests.contract.audit import invariants
 from tests.contract.conftest import Make
 from tests.contract.faulty import end_of, heard, worker
+from tests.contract.functions import Waits
 from tests.contract.modes import CLASSES, Mode
 from tests.contract.shared import Shared
 from tests.contract.sql import execute as change
@@ -147,6 +148,43 @@ async def test_sessions_that_the_server_ends_all_the_time(
     assert ended >= 5
     assert await invariants(target, 200, ran) == {"done": 200}
     assert len(ran) == 200
+
+
+# --------------------------------------------------------------------------------------------- a slow system
+
+
+@pytest.mark.in_process_only("the sign of life of a worker is the same whatever runs its functions")
+async def test_a_slow_git_holds_up_no_sign_of_life(
+    make: Make, target: Target, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow() -> dict[str, Any]:
+        asked.set()
+        answer.wait(20)
+        return {"git_commit": "late", "git_dirty": False}
+
+    monkeypatch.setattr("asyncexp.provenance.git", slow)
+    experimenter = make(keyfields=numbers(1), execution={"heartbeat_interval": 0.1, "lease": 1})
+    await experimenter.fill_table_from_config()
+    began, go_on = shared.gate(), shared.gate()
+    call = asyncio.create_task(experimenter.execute(Waits(began, go_on)))
+    try:
+        await began.passed()
+        await eventually(asked.is_set)
+        signs = set[Any]()
+
+        async def several() -> bool:
+            signs.update(await sql(target, 'SELECT "heartbeat" FROM "experiments_workers"'))
+            return len(signs) > 3
+
+        await eventually(several, 5)
+    finally:
+        answer.set()
+        go_on.open()
+    assert (await call).done == 1
+    await experimenter.aclose()
+    assert await sql(target, 'SELECT "git_commit" FROM "experiments_workers"') == [("late",)]
 
 
 # ------------------------------------------------------------------------------------------- locks of others
@@ -486,7 +524,7 @@ def with_clock(offset: str) -> list[str]:
     return ["env", f"LD_PRELOAD={library}", f"FAKETIME={offset}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
 
 
-CLOCKS = {"heartbeat_interval": 0.15, "lease": 0.6, "grace": 5}
+CLOCKS = {"heartbeat_interval": 0.25, "lease": 1.2, "grace": 5}
 
 
 @pytest.fixture
@@ -513,7 +551,7 @@ async def test_of_two_workers_whose_clocks_differ_by_10_minutes_neither_takes_th
             await eventually(lambda: len(ran) == 2)
             call = asyncio.create_task(experimenter.execute(Task(ran, go_on), n_jobs=2, until="finished"))
             await eventually(lambda: len(ran) == 4)
-            await asyncio.sleep(4 * CLOCKS["lease"])
+            await asyncio.sleep(2.5 * CLOCKS["lease"])
             assert len(ran) == 4
             go_on.open()
             summary, ended = await call, await end_of(other)

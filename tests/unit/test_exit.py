@@ -31,7 +31,7 @@ async def late(*arguments):
 workers.beat = late
 experimenter = PyExperimenter("configuration.yml", log_level="WARNING")
 experimenter.fill_table_from_config()
-experimenter.execute(lambda *_: None)
+experimenter.execute(lambda *_: None, max_experiments=10)  # without a last look, which would wait for a sign of life
 """
 
 
