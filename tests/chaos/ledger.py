@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from asyncexp.db import connect
 from asyncexp.db.base import Target
-from tests.contract.sql import fetch
+from tests.contract.sql import execute, fetch
 
 TABLE = "chaos_ledger"
+SAMPLES = "chaos_samples"
 _COLUMNS = ("status", "_attempt", "_worker", "text")
 
 
@@ -86,6 +87,7 @@ async def keep(target: Target) -> None:
     statements = [
         f'CREATE TABLE "{TABLE}" ("id" BIGINT, "number" BIGINT, {sides}, "over" DOUBLE PRECISION, '
         '"at" DOUBLE PRECISION)',
+        f'CREATE TABLE "{SAMPLES}" ("count" BIGINT)',
         *(words.trigger.format(event=event, insert=_insert(event, words)) for event in ("INSERT", "UPDATE", "DELETE")),
     ]
     db = connect(target)
@@ -111,6 +113,16 @@ def _insert(event: str, words: _Words) -> str:
         over = f"CASE WHEN OLD.\"status\" = 'running' THEN ({lease}) END"
     values = ", ".join([f'{here}."ID"', f'{here}."number"', *sides, over, words.clock])
     return f'INSERT INTO "{TABLE}" VALUES ({values})'
+
+
+async def sample(target: Target) -> list[tuple[int, tuple[int, str, str | None]]]:
+    """ID, and attempt, status and token, of every row: a state that no crash can undo.
+
+    MariaDB shows what is committed before it is on disk. A commit of one's own that was answered comes behind it there.
+    """
+    rows = await fetch(target, 'SELECT "ID", "_attempt", "status", "text" FROM "experiments"')
+    await execute(target, f'INSERT INTO "{SAMPLES}" VALUES ({len(rows)})')
+    return [(row[0], (row[1], row[2], row[3])) for row in rows]
 
 
 async def read(target: Target) -> list[Change]:

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
@@ -19,7 +18,6 @@ from tests.chaos import ledger
 from tests.chaos.faults import Faults
 from tests.chaos.worker import Role
 from tests.chaos.workers import Life, Post, Workers, soon_empty
-from tests.contract.sql import fetch
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.studies import experimenter as new_experimenter
@@ -48,7 +46,7 @@ FAR = (
     Role("as_task", {"pool": "process", "n_jobs": 2}, "farther", LIMIT_SECONDS),
 )
 """They seem to be on other machines each, at the end of bad links."""
-PAUSE_SECONDS = (0.1, 0.7)
+PAUSE_SECONDS = (0.2, 1.0)
 """From one fault to the next."""
 OPEN_ROWS, FILLED_AT_ONCE = 60, 40
 FEED_SECONDS, SAMPLE_SECONDS = 0.5, 1.0
@@ -95,7 +93,7 @@ class Storm:
         self._mark = mark
         self._unsure: set[int] = set()
         """Numbers of a fill whose answer was lost."""
-        self._seen: dict[int, tuple[Any, ...]] = {}
+        self._seen: dict[int, tuple[int, str, str | None]] = {}
         self._experimenter = self._study()
 
     def _study(self) -> Experimenter:
@@ -219,9 +217,7 @@ class Storm:
 
     async def _look(self) -> None:
         """Attempts only grow, and what was done stays as it was."""
-        rows = await fetch(self._target, 'SELECT "ID", "_attempt", "status", "text" FROM "experiments"')
-        for experiment_id, *state in rows:
-            now = tuple(state)
+        for experiment_id, now in await ledger.sample(self._target):
             before = self._seen.get(experiment_id, (0, "", None))
             if now[0] < before[0] or (before[1] == "done" and now != before):
                 self.outcome.violations.append(f"experiment {experiment_id} was {before} and is {now}")

@@ -80,7 +80,9 @@ class Life:
         if self.process.returncode not in {0, *(-which for which in self.signals & ENDS_BY)}:
             return f"worker {self.log.name} ended with {self.process.returncode}: {said.strip().splitlines()[-1:]}"
         if any(words in said for words in ("Traceback", "Exception ignored", "never retrieved")):
-            return f"worker {self.log.name} left an error behind"
+            return (
+                f"worker {self.log.name} ({sorted(self.signals)}) left an error behind: {said.strip().splitlines()[-1]}"
+            )
         return None
 
 
