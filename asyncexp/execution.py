@@ -71,7 +71,8 @@ async def perform(session: Session, call: Call) -> Run:
                     await supervise(run)
         finally:
             session.runs.discard(run)
-    await _say(session, run, call.wanted)
+        counted = await _count_left(session, run, call.wanted)
+    await _say(session, run, counted)
     return run
 
 
@@ -163,16 +164,26 @@ async def _open(session: Session, wanted: Wanted) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------ the last word
 
 
-async def _say(session: Session, run: Run, wanted: Wanted) -> None:
-    elsewhere = 0
-    if wanted.add is None:
-        try:
-            left, elsewhere = await _open(session, wanted)
-            run.left_is(left, elsewhere, final=True)
-            if elsewhere:
-                await _warn_of_lost_workers(session)
-        except Outage as away:
-            session.logger.warning("What is left could not be counted: %s", away)
+async def _count_left(session: Session, run: Run, wanted: Wanted) -> tuple[int, int] | None:
+    """As `_open`, at the end, while somebody still looks on; None if it cannot be told."""
+    if wanted.add is not None:
+        return None
+    try:
+        counted = await _open(session, wanted)
+    except Outage as away:
+        session.logger.warning("What is left could not be counted: %s", away)
+        return None
+    run.left_is(*counted)
+    return counted
+
+
+async def _say(session: Session, run: Run, counted: tuple[int, int] | None) -> None:
+    left, elsewhere = counted or (0, 0)
+    if counted is not None:
+        run.left_is(left, elsewhere, final=True)
+    if elsewhere:
+        with suppress(Outage):
+            await _warn_of_lost_workers(session)
     session.logger.info("%s", told(run.summary(), elsewhere))
 
 

@@ -447,6 +447,24 @@ async def test_progress_gets_the_running_summary(make: Make) -> None:
     assert lefts == sorted(lefts, reverse=True)
 
 
+async def test_the_last_line_of_progress_says_what_is_left_then(
+    make: Make, shared: Shared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experimenter, other = (make(keyfields=numbers(6)) for _ in range(2))
+    await experimenter.fill_table_from_config()
+    began, gate = shared.seen(), shared.gate()
+    held = functions.Held(began, gate, shared.seen())
+    call = asyncio.create_task(experimenter.execute(held, n_jobs=1, progress=True))
+    await eventually(lambda: len(began) == 1)
+    await experimenter.stop()
+    assert await other.delete_experiments(ids=[4, 5, 6]) == 3
+    gate.open()
+    summary = await call
+    assert (summary.done, summary.left) == (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("progress:")]
+    assert lines[-1].startswith("progress: 1 done, 0 failed, 2 left, ")
+
+
 async def test_a_progress_function_that_fails_is_heard_of_and_leaves_nothing_running(
     make: Make, target: Target
 ) -> None:
