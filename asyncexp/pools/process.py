@@ -47,7 +47,7 @@ TRIES = 3
 _START = (
     "import sys; sys.path[:] = filter(None, sys.path); import pickle, socket; "
     "link = socket.socket(fileno=int(sys.argv[1])); "
-    "size = int.from_bytes(link.recv(8, socket.MSG_WAITALL) or sys.exit(), 'big'); "
+    "size = int.from_bytes(link.recv(8, socket.MSG_WAITALL) or link.close() or sys.exit(), 'big'); "
     "parent, sys.path[:], given = pickle.loads(link.recv(size, socket.MSG_WAITALL)); "
     "from asyncexp.pools import nursery; nursery.run(link, parent, pickle.loads(given))"
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import psutil
 import pytest
 
 from asyncexp.db.base import Target
+from asyncexp.pools.process import _START
 from tests.contract.shared import Seen
 from tests.contract.support import numbers
 from tests.studies import write_configuration
@@ -216,3 +219,15 @@ def test_a_signal_for_the_parents_own_handler_ends_no_child(folder: Path, name: 
         (folder / "gate").touch()
         said, _ = process.communicate(timeout=10)
     assert said.split() == ["8", "0", "0", "None"]
+
+
+def test_the_process_that_starts_children_ends_quietly_if_its_parent_died_first() -> None:
+    """Before it was told anything: no warning of a socket that nobody closed."""
+    mine, its = socket.socketpair()
+    with its:
+        command = [sys.executable, "-W", "error", "-c", _START, str(its.fileno())]
+        nursery = subprocess.Popen(
+            command, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    mine.close()
+    assert (nursery.communicate(timeout=30)[1], nursery.returncode) == ("", 0)
