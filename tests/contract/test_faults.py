@@ -7,7 +7,6 @@ die in `test_process_death`, stops under a fault in `test_stop_faults`.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import sqlite3
@@ -84,28 +83,40 @@ async def test_a_server_that_dies_again_and_again_costs_no_experiment(
 
 
 class Deadly(Proxy):
-    """Kills its server with a COMMIT on the way: just before it arrives, and just after it was sent, in turn."""
+    """Kills its server with a COMMIT on the way: before it arrives, when it was sent, when it is answered."""
+
+    MOMENTS = ("before", "sent", "answered")
 
     def __init__(self, server: Server, target: Target) -> None:
         super().__init__(target)
         self._of = server
-        self.armed = False
+        self.moment: str | None = None
+        """When to kill it next."""
         self.dead = asyncio.Event()
-        self._before = itertools.cycle((True, False))
+        self._committing = False
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            deadly = self.armed and data.rstrip(b"\0").endswith(b"COMMIT")
-            before = deadly and next(self._before)
-            if before:
+            commit = data.rstrip(b"\0").endswith(b"COMMIT")
+            if commit and self.moment == "before":
                 self._kill()
+            self._committing = commit and self.moment == "answered"
             writer.write(data)
             await writer.drain()
-            if deadly and not before:
+            if commit and self.moment == "sent":
                 self._kill()
 
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if self._committing:
+                self._committing = False
+                self._kill()
+                return
+            writer.write(data)
+            await writer.drain()
+
     def _kill(self) -> None:
-        self.armed = False
+        self.moment = None
         self._of.kill()
         self.dead.set()
 
@@ -117,14 +128,15 @@ async def test_a_server_that_dies_with_a_commit_on_the_way(
     """Whether it was committed is looked up afterwards; a guess would double or lose an experiment."""
     ran = shared.seen()
     proxy = Deadly(server, target)
-    study: dict[str, Any] = {"keyfields": numbers(120), "execution": QUICK}
+    rare = {"heartbeat_interval": 50, "lease": 200}  # or else it could be the COMMIT of a sign of life
+    study: dict[str, Any] = {"keyfields": numbers(120), "execution": QUICK | rare}
     async with proxy, new_experimenter(tmp_path, proxy.target, CLASSES[mode], **study) as experimenter:
         await experimenter.fill_table_from_config()
         call = asyncio.create_task(experimenter.execute(Task(ran, seconds=0.02), n_jobs=8))
-        for death in range(1, 3):
-            await eventually(lambda: len(ran) >= 40 * death)  # noqa: B023
+        for death, moment in enumerate(Deadly.MOMENTS, 1):
+            await eventually(lambda: len(ran) >= 25 * death)  # noqa: B023
             proxy.dead.clear()
-            proxy.armed = True
+            proxy.moment = moment
             await asyncio.wait_for(proxy.dead.wait(), 10)
             server.start()
         assert (await call).done == 120
