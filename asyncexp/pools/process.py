@@ -27,6 +27,7 @@ from asyncexp.pools.channel import Channel, Echo
 from asyncexp.pools.child import NO_LINE, Given, Setup
 from asyncexp.pools.frames import packed
 from asyncexp.pools.wire import pickled
+from asyncexp.rescue import is_gone
 
 CLOSE_SECONDS = 5.0
 """How long children may take to end by themselves, when the pool closes or they are replaced."""
@@ -414,7 +415,7 @@ class _Child:
             self._limit = asyncio.get_running_loop().call_later(DEAF_SECONDS, self._kill_deaf)
 
     def _kill_deaf(self) -> None:
-        self._deaf = True
+        self._deaf = self.pid is None or not is_gone(self.pid)  # on a busy machine the news of a death takes longer
         self._nursery.kill(self)
 
     # ----------------------------------------------------------------------------------------- death

@@ -27,11 +27,13 @@ import pytest
 from asyncexp import SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError, PyExperimenterError
+from asyncexp.pools.process import DEAF_SECONDS
 from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually
 from tests.unit.children import Study, errors
 
+DIED = "ChildProcessError: the child process died before the function returned"
 SOON_SECONDS = 1.5
 """The promise is a second; this machine has other work to do."""
 
@@ -361,6 +363,28 @@ async def test_the_nurserys_death_takes_the_children_along_and_another_one_goes_
     summary = await running
     assert (summary.done, summary.error, summary.retried) == ((6, 0, 2) if retries else (4, 2, 0))
     assert all("ChildProcessError" in text for text in await errors(sqlite_target) if text)
+
+
+async def test_the_news_of_a_death_may_be_late(study: Study, sqlite_target: Target, shared: Shared) -> None:
+    """On a busy machine the line ends well before the nursery tells how its child died."""
+    pids = shared.seen()
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        pids.append([os.getppid(), os.getpid()])
+        threading.Event().wait()
+
+    call = asyncio.create_task((await study(1)).execute(run, n_jobs=1))
+    await eventually(lambda: len(pids) == 1)
+    [(nursery, child)] = pids
+    os.kill(nursery, signal.SIGSTOP)
+    try:
+        os.kill(child, signal.SIGKILL)
+        await asyncio.sleep(2 * DEAF_SECONDS)
+    finally:
+        os.kill(nursery, signal.SIGCONT)
+    assert (await call).error == 1
+    [text] = await errors(sqlite_target)
+    assert text.splitlines()[-1] == f"{DIED}: killed by SIGKILL (by somebody, or by the kernel for want of memory)"
 
 
 async def test_a_nursery_that_does_not_answer_is_killed_at_the_end(
