@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from asyncexp import ResultProcessor, Summary
+from asyncexp import ExperimentStatus, ResultProcessor, Summary
 from asyncexp.db import connect
 from asyncexp.db.base import Database, Target, Transaction
 from tests.contract.audit import invariants
@@ -33,7 +36,7 @@ from tests.contract.shared import Shared
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.sql import locked
-from tests.contract.support import Child, Keys, child, eventually, numbers, statuses
+from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.contract.workers.fault import Task
 from tests.proxy import Proxy
 from tests.servers import PostgresServer, Server
@@ -362,6 +365,132 @@ async def test_a_lock_that_somebody_keeps_is_waited_for_like_a_database_that_is_
             await eventually(lambda: "The database is away" in caplog.text)
         assert (await call).done == 8
     assert await invariants(target, 8, ran) == {"done": 8}
+
+
+@servers_only
+@pytest.mark.in_process_only("children open no connection: it is this process that claims")
+async def test_a_claim_that_a_lock_holds_up_for_longer_than_its_caller_waits_leaves_no_row_running(
+    make: Make, target: Target, shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of one row and the claim of the next are in the flush that waits; its statement goes on meanwhile."""
+    ran, may_end, held, let_go = shared.seen(), shared.gate(), threading.Event(), threading.Event()
+
+    async def hold(database: Database) -> None:
+        async def work(tx: Transaction) -> None:
+            quote = database.dialect.quote
+            await tx.execute(f"UPDATE {quote}experiments_workers{quote} SET {quote}name{quote} = 'held'")
+            held.set()
+            let_go.wait(20)
+
+        await database.run(work)
+
+    async with running(make, Task(ran, may_end=may_end), 6, n_jobs=1, heartbeat_interval=50, lease=200) as call:
+        await eventually(lambda: lines_are_there(target, 2))
+        await eventually(lambda: has_beaten(target))
+        with beside(hold, target):
+            try:
+                await asyncio.to_thread(held.wait, 20)
+                may_end.open()
+                await eventually(lambda: "The database is away" in caplog.text)
+                assert await statuses(target) == {"running": 1, "created": 5}
+                assert len(ran) == 1
+            finally:
+                let_go.set()
+        assert (await call).done == 6
+    assert await invariants(target, 6, ran) == {"done": 6}
+    assert len(ran) == 6
+
+
+# ----------------------------------------------------------------------------------------- changes beside workers
+
+
+async def test_deletes_and_unpauses_beside_workers_leave_neither_half_rows_nor_stray_lines(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    ran, count = shared.seen(), 80
+    first, other, third = (make(keyfields=numbers(count), execution=QUICK) for _ in range(3))
+    await first.fill_table_from_config()
+
+    async def pauses(keys: Keys, results: ResultProcessor, custom: Keys) -> ExperimentStatus | None:
+        if keys["number"] % 4 == 0 and results.attempt == 1:
+            ran.append([int(results.experiment_id), 1])
+            return ExperimentStatus.PAUSED
+        return await Task(ran, seconds=0.01)(keys, results, custom)
+
+    call = asyncio.create_task(first.execute(pauses, n_jobs=6))
+    deleted = unpaused = 0
+    while not call.done():
+        unpaused += (await other.execute(pauses, n_jobs=2, from_status="paused")).done
+        deleted += await third.delete_experiments("running", "done", where={"number": [1, 7, 23, 42, 61, 70]})
+    summary = await call
+    unpaused += (await other.execute(pauses, n_jobs=2, from_status="paused")).done
+    deleted += await third.delete_experiments("all", where={"number": [1, 7, 23, 42, 61, 70]})
+    assert deleted == 6
+    assert unpaused == 20  # none of them is among those that were deleted
+    assert summary.error == 0
+    assert await audit(target) == {"done": count - 6}
+    assert not await sql(target, LEFT_OF_DELETED)
+    doubled = [key for key, many in Counter(map(tuple, ran)).items() if many > 1]
+    assert not doubled
+
+
+LEFT_OF_DELETED = (
+    'SELECT "experiment_id" FROM "experiments_attempts" WHERE "experiment_id" NOT IN (SELECT "ID" FROM "experiments")'
+)
+
+
+# ------------------------------------------------------------------------------------------------ hostile rows
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    path: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")
+
+
+TEXTS = {
+    "experiments": ("word", "text", "error", "name", "machine", "_message", "_requested_by"),
+    "experiments__steps": ("note",),
+    "experiments_attempts": ("traceback",),
+    "experiments_workers": ("name", "machine", "command_line"),
+}
+
+
+async def test_a_pickle_in_any_text_of_the_tables_is_a_text(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    harm = tmp_path / "harm"
+    hostile = pickle.dumps(Hostile(str(harm)), protocol=0).decode()
+    pickle.loads(hostile.encode()).close()  # noqa: S301  (it would do harm)
+    harm.unlink()
+    keyfields = numbers(4) | {"word": {"type": "TEXT", "values": ["a"]}}
+    experimenter = make(keyfields=keyfields, execution={"lease": 600})
+    await experimenter.fill_table_from_config()
+    ran, words = shared.seen(), shared.seen()
+
+    async def fails_at_last(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        await Task(ran)(keys, results, custom)
+        words.append(keys["word"])
+        if keys["number"] == 3:
+            raise ValueError(keys["word"])
+
+    assert (await experimenter.execute(fails_at_last, experiment_ids=[2, 4])).error == 1
+    for table, columns in TEXTS.items():
+        for column in columns:
+            await change(target, f'UPDATE "{table}" SET "{column}" = :hostile', hostile=hostile)
+    assert await experimenter.retry_errors() == 1
+    assert (await experimenter.execute(fails_at_last)).done == 2
+    assert set(words) == {"a", hostile}
+    assert set((await experimenter.get_table())["word"]) == {hostile}
+    assert hostile in set((await experimenter.get_logtable("steps"))["note"])
+    assert [hostile in each.example for each in await experimenter.errors()] == [True]
+    assert hostile in {each.name for each in await experimenter.workers()}
+    assert await experimenter.reset_experiments("all") == 4
+    assert not harm.exists()
 
 
 # ---------------------------------------------------------------------------------------------------- SQLite
