@@ -402,7 +402,8 @@ class Experimenter:
             since=await session.patiently(now, settings.database_wait) if from_status == "paused" else None,
         )
         if random_order:
-            await setup.make_index(session.study, self._schema.main, RANDOM_INDEX)
+            index = partial(setup.make_index, session.study, self._schema.main, RANDOM_INDEX)
+            await session.patiently(index, settings.database_wait)
         call = Call(experiment_function, wanted, options, settings, pool, progress, handle_signals)
         return (await perform(session, call)).summary()
 

@@ -281,6 +281,20 @@ async def test_execute_waits_for_the_database_at_its_start_and_then_says_that_it
     await everything_ran_once(target, ran, 3)
 
 
+@servers_only
+@pytest.mark.in_process_only("what happens before the first row is taken")
+async def test_a_call_in_random_order_outlives_an_outage_while_its_index_is_made(
+    target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    ran, proxy = shared.seen(), Proxy(target)
+    async with proxy, new_experimenter(tmp_path, proxy.target, keyfields=numbers(3)) as experimenter:
+        await experimenter.fill_table_from_config()
+        proxy.cut_after(b"COMMIT")
+        assert (await experimenter.execute(steps(ran), random_order=True)).done == 3
+        assert proxy.fired.is_set()
+    assert sorted(ran) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("provider", ["sqlite"])
 async def test_results_are_held_while_somebody_holds_the_sqlite_file(
     make: Make, target: Target, shared: Shared, caplog: pytest.LogCaptureFixture
