@@ -18,8 +18,9 @@ done
 wait $!
 status=$?
 
-# 75: stopped by SIGTERM. Into the queue again, under the same number.
-if [ $status -eq 75 ]; then
+# 75: stopped by SIGTERM. Into the queue again, under the same number; but not if it was cancelled (`scancel`
+# sends SIGTERM, too), and a preempted job SLURM puts there itself.
+if [ $status -eq 75 ] && [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status

@@ -256,7 +256,7 @@ def test_the_script_for_slurm_puts_a_stopped_job_into_the_queue_again(
     tmp_path: Path, undisturbed: list[tuple[float, int, float]]
 ) -> None:
     folder = copy(tmp_path / "checkpoint", STANDS_STILL)
-    cluster = commands(tmp_path / "bin")
+    cluster = commands(tmp_path / "bin", f'exec "{sys.executable}" "$@"', "RUNNING")
     with submit(folder, cluster) as job:
         try:
             stand_still(folder, {1, 2})
@@ -276,13 +276,26 @@ def test_the_script_for_slurm_puts_a_stopped_job_into_the_queue_again(
     assert lengths(folder) == undisturbed
 
 
-def commands(folder: Path) -> Path:
-    """What a node of a cluster has on its PATH: Python, and SLURM, which notes what it is asked for."""
+@pytest.mark.parametrize(
+    ("status", "state", "again"),
+    [(75, "RUNNING", True), (75, "COMPLETING", False), (75, "", False), (1, "RUNNING", False), (0, "RUNNING", False)],
+)
+def test_the_script_for_slurm_asks_for_a_job_again_only_if_it_was_stopped_and_not_cancelled(
+    tmp_path: Path, status: int, state: str, again: bool
+) -> None:
+    with submit(EXAMPLES / "checkpoint", commands(tmp_path / "bin", f"exit {status}", state)) as job:
+        out, _ = job.communicate(timeout=30)
+    assert (job.returncode, out) == (status, "")
+    assert (tmp_path / "queue.txt").exists() == again
+
+
+def commands(folder: Path, python: str, state: str) -> Path:
+    """What a node of a cluster has on its PATH: Python, and SLURM, which knows the job's state and notes requests."""
     folder.mkdir()
-    (folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{folder.parent / "queue.txt"}"\n')
-    for command in folder.iterdir():
-        command.chmod(0o755)
+    queue = folder.parent / "queue.txt"
+    for name, line in {"python": python, "squeue": f"echo {state}", "scontrol": f'echo "$@" >> "{queue}"'}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
     return folder
 
 
