@@ -18,6 +18,8 @@ from asyncexp.store.study import Study
 
 INTERVALS = 2
 """So many of its own intervals a rescuer sees no sign of a worker whose lease is over."""
+HICCUP_SECONDS = 1.0
+"""So late a look may be on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Rescuer:
         """
         found = await rescue.suspects(study, self._me, self._place)
         now = self._clock()
-        if now - self._looked_at > self._patience:
+        if now - self._looked_at > max(self._patience, HICCUP_SECONDS):
             self.forget()  # it was kept from looking; what kept it may have kept others from giving signs
         self._looked_at = now
         self._seen = {one.id: self._seen[one.id] for one in found if one.late and one.id in self._seen}

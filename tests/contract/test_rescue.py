@@ -663,6 +663,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
+@runs_elsewhere
 @pytest.mark.parametrize("chosen", CHOICES)
 async def test_until_finished_takes_over_what_it_asked_for_of_a_worker_that_dies(
     make: Make, target: Target, tmp_path: Path, shared: Shared, chosen: str
@@ -689,7 +690,7 @@ async def test_until_finished_takes_over_what_it_asked_for_of_a_worker_that_dies
     assert await lost_attempts(target) == [(1, 1), (2, 1)]
 
 
-@pytest.mark.asyncio_only("two calls at once")
+@pytest.mark.in_process_only("a run waits, and runs next to nothing")
 async def test_until_finished_returns_when_the_last_row_elsewhere_has_ended(
     make: Make, target: Target, shared: Shared
 ) -> None:
@@ -716,7 +717,7 @@ def in_status(target: Target, wanted: dict[str, int]) -> Callable[[], Awaitable[
     return hold
 
 
-@pytest.mark.asyncio_only("two calls at once")
+@pytest.mark.in_process_only("a run waits, and runs next to nothing")
 async def test_waiting_for_others_ends_when_told_to_stop(make: Make, target: Target, shared: Shared) -> None:
     run = Held(shared.seen(), shared.gate(), shared.seen())
     worker, other = make(**STUDY), make(**STUDY)
@@ -753,7 +754,7 @@ async def test_waiting_for_others_ends_with_a_signal(
     assert (await running).done == 1
 
 
-@pytest.mark.asyncio_only("two calls at once")
+@pytest.mark.in_process_only("a run waits, and runs next to nothing")
 @pytest.mark.parametrize("provider", ["postgresql"])
 async def test_until_finished_is_woken_on_postgresql_when_rows_come_back(
     make: Make, target: Target, shared: Shared
