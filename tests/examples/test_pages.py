@@ -70,7 +70,10 @@ MENDED = {
     ],
     "CodeCarbon asks": [],
     "`groupby(": ["test_the_page_from_top_to_bottom"],
-    "rows of an interrupted run": ["test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_lines"],
+    "rows of an interrupted run": [
+        "test_a_cancelled_call_puts_the_row_back_without_results_and_hides_its_lines",
+        "test_a_lost_attempt_goes_back_where_it_began_with_what_was_there_then",
+    ],
     "`yes`, `012`": ["test_one_thing_wrong"],
 }
 """Beginnings of rows, in the page's order, and the tests of what they say is here."""
