@@ -51,8 +51,8 @@ class Callbacks:
     """Asked whether experiments run."""
     owes: Callable[[], bool]
     """Asked whether rows may still be in the worker's name when it ends."""
-    stalled: Callable[[float, str], Mapping[Key, End]]
-    """Asked which attempts are to end, and how, because the loop has been blocked for so many seconds by that."""
+    stalled: Callable[[float, str], Mapping[Key, End | None]]
+    """Asked which attempts run, and how each is to end, if it is, because that has blocked the loop for so long."""
     ended: Callable[[Mapping[Key, Ended]], None]
     """Those were ended."""
     robbed: Callable[[], None]
@@ -107,7 +107,7 @@ class Service:
         self._beat_at = 0.0
         self._look_at = 0.0
         self._silent = False
-        """Its experiments were ended for it, and its loop is still blocked."""
+        """All its experiments were ended for it, and its loop is still blocked."""
         self._asked: deque[asyncio.Future[Look]] = deque()
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -250,18 +250,23 @@ class Service:
         """Looks whether the main loop comes round while experiments run; ends those that stall with it."""
         while True:
             await asyncio.sleep(min(WATCH_SECONDS, self._interval / 4))
-            if not self._tell.busy():
+            if not (self._silent or self._tell.busy()):
                 continue
             seconds = self._watchdog.look()
             if not seconds:
                 self._silent = False
-            elif not self._silent and (ends := self._tell.stalled(seconds, self._watchdog.culprit)):
+            elif not self._silent:
                 with suppress(Outage, MissingTable):
-                    ended = await end_from_outside(study, self._worker.id, ends)
-                    self._silent = ended.keys() == ends.keys()
-                    if ended:
-                        self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
-                        self._call(self._tell.ended, ended)
+                    await self._end_stalled(study, self._tell.stalled(seconds, self._watchdog.culprit))
+
+    async def _end_stalled(self, study: Study, running: Mapping[Key, End | None]) -> None:
+        if not (ends := {key: end for key, end in running.items() if end is not None}):
+            return
+        ended = await end_from_outside(study, self._worker.id, ends)
+        self._silent = ended.keys() == running.keys()
+        if ended:
+            self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
+            self._call(self._tell.ended, ended)
 
     async def _give_sign(self, study: Study) -> None:
         if not self._listens:

@@ -317,9 +317,9 @@ class Session:
     def _owes(self) -> bool:
         return self._writer is not None and bool(self._writer.known)
 
-    def _stalled(self, seconds: float, what: str) -> dict[Key, End]:
+    def _stalled(self, seconds: float, what: str) -> dict[Key, End | None]:
         """Called in the service's thread, while this one is blocked."""
-        return {key: end for key, live in list(self.live.items()) if (end := live.run.stalled(seconds, what))}
+        return {key: live.run.stalled(seconds, what) for key, live in list(self.live.items())}
 
     def _ended(self, ended: Mapping[Key, Ended]) -> None:
         for key, how in ended.items():

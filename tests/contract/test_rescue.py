@@ -892,23 +892,57 @@ async def test_a_worker_whose_loop_is_blocked_for_five_leases_is_not_rescued_and
 async def test_a_stall_timeout_ends_what_blocks_the_loop_while_it_does_and_the_worker_goes_on(
     make: Make, target: Target, tmp_path: Path, shared: Shared
 ) -> None:
-    study = {"keyfields": numbers(3), "execution": SHORT}
+    """It waits for the other's row then, with signs of life, and runs its own again when that is put back."""
+    study = {"keyfields": numbers(2), "execution": SHORT}
     other = make(**study)
     await other.fill_table_from_config()
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    running = asyncio.create_task(other.execute(run, experiment_ids=[2]))
+    await eventually(lambda: run.began == [2])
     gate = shared.gate()
-    call = keywords(n_jobs=1, stall_timeout=0.5)
+    call = keywords(n_jobs=1, stall_timeout=0.5, until="finished")
     async with holder(tmp_path, target, "task_blocks", gate, call, **study) as worker:
         assert await worker.began(1) == [1]
-        await eventually(in_status(target, {"error": 1, "created": 2}))
+        await eventually(in_status(target, {"error": 1, "running": 1}))
+        [(result, error)] = await sql(target, 'SELECT "result", "error" FROM "experiments" WHERE "ID" = 1')
         assert not gate.is_open
         gate.open()
+        await all_beat(target)
+        await other.retry_errors()
+        await eventually(in_status(target, {"done": 1, "running": 1}))
+        run.let_go.open()
         summary = await worker.summary()
-    assert (summary["error"], summary["done"], summary["lost"]) == (1, 2, 0)
-    assert await audit(target) == {"error": 1, "done": 2}
-    [(result, error)] = await sql(target, 'SELECT "result", "error" FROM "experiments" WHERE "ID" = 1')
+        await running
+    assert (summary["error"], summary["done"], summary["lost"]) == (1, 1, 0)
     assert result is None
     assert "stall_timeout of 0.5 s" in error
     assert "the event loop was blocked by task_blocks()" in error
+    assert await statuses(target) == {"done": 2}
+    assert await lost_attempts(target) == []
+
+
+@runs_elsewhere
+async def test_a_stall_timeout_of_one_call_does_not_cost_the_rows_of_another(
+    make: Make, target: Target, tmp_path: Path, shared: Shared
+) -> None:
+    """Two calls on one loop, which the first one blocks; the second has no `stall_timeout`."""
+    study = {"keyfields": numbers(2), "execution": SHORT}
+    other = make(**study)
+    await other.fill_table_from_config()
+    gate = shared.gate()
+    calls = keywords(experiment_ids=[1], stall_timeout=0.5), keywords(experiment_ids=[2])
+    async with holder(tmp_path, target, "task_blocks_when_told", gate, *calls, **study) as worker:
+        assert await worker.began(2) == [1, 2]
+        waiting = asyncio.create_task(other.execute(never, until="finished"))
+        Gate(gate.path.with_suffix(".block")).open()
+        await eventually(in_status(target, {"error": 1, "running": 1}))
+        await asyncio.sleep(3 * SHORT["lease"])
+        assert await statuses(target) == {"error": 1, "running": 1}
+        gate.open()
+        summaries = [await worker.summary(), await worker.summary()]
+        await waiting
+    assert [(each["error"], each["done"], each["lost"]) for each in summaries] == [(1, 0, 0), (0, 1, 0)]
+    assert await audit(target) == {"error": 1, "done": 1}
 
 
 # ------------------------------------------------------------------------------------------------ closed too early

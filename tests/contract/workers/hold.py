@@ -98,9 +98,19 @@ async def task_blocks(keys: Keys, results: ResultProcessor, _: Keys) -> None:
     await results.process_results({"result": keys["number"]})
 
 
+async def task_blocks_when_told(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+    """Several begin, and then the first one blocks."""
+    began(results)
+    if keys["number"] == 0:
+        await Gate(GATE.path.with_suffix(".block")).passed()
+        GATE.wait()
+    await GATE.passed()
+    await results.process_results({"result": keys["number"]})
+
+
 FUNCTIONS: dict[str, Any] = {
     function.__name__: function
-    for function in (task_holds, holds, task_is_late, thread_is_late, child_is_late, task_blocks)
+    for function in (task_holds, holds, task_is_late, thread_is_late, child_is_late, task_blocks, task_blocks_when_told)
 }
 
 
