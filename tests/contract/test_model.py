@@ -46,7 +46,7 @@ from tests.contract.model import Row as Expected
 T = TypeVar("T")
 Step = Callable[[], Coroutine[Any, Any, T]]
 
-EXAMPLES = {"sqlite": 30, "postgresql": 14, "mysql": 14}
+EXAMPLES = {"sqlite": 24, "postgresql": 10, "mysql": 10}
 """Runs in about ten seconds each."""
 SCHEMA = Schema(
     "experiments",
@@ -421,6 +421,12 @@ class Machine(RuleBasedStateMachine):
         self.claim(slot, count)
         return [key for key in slot.known if key not in before]
 
+    def _new_row(self) -> int:
+        number = next(self.numbers)
+        self.fill({number})
+        [experiment_id] = [row.id for row in self.model.rows.values() if row.number == number]
+        return experiment_id
+
     def _rescued(self, slot: Slot, rescuer: Slot) -> None:
         self.expire(slot)
         self.look(rescuer, 0)
@@ -517,12 +523,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=PICKS)
     def somebody_retries_errors(self, pick: int) -> None:
-        ids = [row.id for row in self.model.rows.values() if (row.id + pick) % 3]
-        study, rows = self.world.outside, [row for row in self.model.chosen(["error"]) if row.id in ids]
-        which = life.selection(study, ["error"], Condition(), ids)
-        assert self.world.do(lambda: life.retry(study, which)) == len(rows)
-        self.model.retry(rows)
-        self._check()
+        self.retry([row.id for row in self.model.rows.values() if (row.id + pick) % 3])
 
     @rule(kind=st.sampled_from(["cancel", "release"]), pick=PICKS)
     def somebody_asks(self, kind: str, pick: int) -> None:
@@ -618,31 +619,53 @@ class Machine(RuleBasedStateMachine):
         assert self._as(rescuer, lambda: rescue.rescue(rescuer.study, dead, MAX_ATTEMPTS)) is None
         self._check()
 
+    @rule(letter=LETTERS, other=OTHERS, away=st.booleans(), writes=st.booleans())
+    def a_late_worker_gives_signs_between_two_looks(self, letter: str, other: int, away: bool, writes: bool) -> None:
+        """Or the database was away for the one that looks: both times the wait begins anew."""
+        slot, rescuer = self._free(letter), self._free(letter, other)
+        keys = self._taken(slot, 1)
+        self.expire(slot)
+        self.look(rescuer, 0)
+        if away:
+            rescuer.rescuer.forget()
+            self.model.members[rescuer.worker.id].watched.clear()
+        else:
+            self.flush(slot) if writes else self.beat(slot)
+            self.expire(slot)
+        self.look(rescuer, PATIENCE)
+        assert set(keys) <= {row.key for row in self.model.running(slot.worker.id)}
+        self.look(rescuer, PATIENCE)
+        assert not self.model.running(slot.worker.id)
+
     @rule(letter=LETTERS, other=OTHERS)
     def a_row_kills_its_workers(self, letter: str, other: int) -> None:
-        slot, rescuer = self._free(letter), self._free(letter, other)
-        number = next(self.numbers)
-        self.fill({number})
-        [experiment_id] = [row.id for row in self.model.rows.values() if row.number == number]
-        for _ in range(MAX_ATTEMPTS + 1):
-            self.flush(slot, wanted=Wanted(1, ids=(experiment_id,), early=True))
-            self._rescued(slot, rescuer)
-        assert self.model.rows[experiment_id].status == "error"
+        """Until it has had its attempts; after a retry by hand it has as many again."""
+        slot, rescuer, experiment_id = self._free(letter), self._free(letter, other), self._new_row()
+        for _ in range(2):
+            for _ in range(MAX_ATTEMPTS + 1):
+                assert self.model.rows[experiment_id].status == "created"
+                self.flush(slot, wanted=Wanted(1, ids=(experiment_id,), early=True))
+                self._rescued(slot, rescuer)
+            assert self.model.rows[experiment_id].status == "error"
+            self.retry([experiment_id])
         self.flush(slot, [Sent(key, end=Ending("done")) for key in slot.known])
 
     @rule(letter=LETTERS, retries=st.integers(1, 2), delay=DELAYS, lost=st.booleans())
     def a_row_fails_until_it_has_had_its_tries(self, letter: str, retries: int, delay: float, lost: bool) -> None:
-        slot, number = self._free(letter), next(self.numbers)
-        self.fill({number})
-        [experiment_id] = [row.id for row in self.model.rows.values() if row.number == number]
-        for attempt in range(1, retries + 2):
+        """And after a retry by hand as many again."""
+        slot, experiment_id = self._free(letter), self._new_row()
+        for attempt in range(1, 2 * retries + 3):
+            assert self.model.rows[experiment_id].status == "created"
             self.flush(slot, wanted=Wanted(1, ids=(experiment_id,), early=True))
-            failure = Sent((experiment_id, attempt), end=Ending("error", "Traceback", delay, retries))
+            failed = Ending("error", "Traceback", delay, retries)
+            failure = Sent((experiment_id, attempt), (attempt * 100.0, "failed"), (1,), failed)
             if lost:
                 self.lose_answer(slot, [failure], None, landed=True)
                 self.settle(slot)
             else:
                 self.flush(slot, [failure])
+            if attempt == retries + 1:
+                self.retry([experiment_id])
         assert self.model.rows[experiment_id].status == "error"
 
     @rule(letter=LETTERS, other=OTHERS, count=st.integers(1, 3), landed=st.booleans(), end=ENDINGS, meanwhile=OTHERS)
@@ -661,10 +684,7 @@ class Machine(RuleBasedStateMachine):
     @rule(letter=LETTERS, other=OTHERS, landed=st.booleans())
     def a_late_end_s_answer_is_lost(self, letter: str, other: int, landed: bool) -> None:
         """Of a row that was taken away before: at first for another try, then for good."""
-        slot, rescuer = self._free(letter), self._free(letter, other)
-        number = next(self.numbers)
-        self.fill({number})
-        [experiment_id] = [row.id for row in self.model.rows.values() if row.number == number]
+        slot, rescuer, experiment_id = self._free(letter), self._free(letter, other), self._new_row()
         for _ in range(MAX_ATTEMPTS + 1):
             self.flush(slot, wanted=Wanted(1, ids=(experiment_id,), early=True))
             [key] = [key for key in slot.known if key[0] == experiment_id][-1:]
@@ -704,6 +724,13 @@ class Machine(RuleBasedStateMachine):
         self.model.delete(rows)
         self.filled -= {row.number for row in rows}
         self._learn([row.number for row in rows] if anew else [])
+        self._check()
+
+    def retry(self, ids: list[int]) -> None:
+        study, rows = self.world.outside, [row for row in self.model.chosen(["error"]) if row.id in ids]
+        which = life.selection(study, ["error"], Condition(), ids)
+        assert self.world.do(lambda: life.retry(study, which)) == len(rows)
+        self.model.retry(rows)
         self._check()
 
     # ------------------------------------------------------------------------------------------- checks
