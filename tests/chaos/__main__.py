@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import random
 import secrets
 import shutil
@@ -77,6 +78,7 @@ def told(outcome: Outcome, report: Report) -> str:
 OTHERS = {
     "freeze": "frozen",
     "terminate": "terminated",
+    "end_sessions": "times all sessions ended",
     "cut": "links cut",
     "cut_commit": "cut at a commit",
     "swallow": "swallowed answers",
@@ -92,6 +94,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="decides which fault comes when; random if not given")
     parser.add_argument("--database", choices=(*DATABASES, "all"), default="all")
     given = parser.parse_args()
+    logging.getLogger("asyncexp-tests").setLevel(logging.CRITICAL)  # of the one that fills and resets
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     databases = DATABASES if given.database == "all" else (given.database,)
     results = [passed(database, seed, given.seconds) for database in databases]

@@ -13,7 +13,9 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
+import asyncpg
 import psutil
+import pymysql
 
 from asyncexp import Experimenter
 from asyncexp.db.base import Target
@@ -29,6 +31,7 @@ ROUND = {
     "freeze": 1,
     "terminate": 1,
     "away": 1,
+    "end_sessions": 1,
     "cut": 1,
     "cut_commit": 1,
     "swallow": 1,
@@ -37,7 +40,7 @@ ROUND = {
     "release": 1,
 }
 """Fault -> how many of each in a round."""
-NEED_A_LINK = {"cut", "cut_commit", "swallow", "stall"}
+NEED_A_SERVER = {"end_sessions", "cut", "cut_commit", "swallow", "stall"}
 RESET_AT_ONCE, RELEASED_AT_ONCE = 8, 3
 
 
@@ -76,7 +79,9 @@ class Faults:
     def strike(self) -> None:
         """The next fault."""
         if not self._round:
-            self._round = [name for name in ROUND if self._links or name not in NEED_A_LINK for _ in range(ROUND[name])]
+            self._round = [
+                name for name in ROUND for _ in range(ROUND[name]) if self._server or name not in NEED_A_SERVER
+            ]
             self._random.shuffle(self._round)
         name = self._round.pop()
         fault: Callable[[], bool] = getattr(self, f"_{name}")
@@ -151,6 +156,15 @@ class Faults:
     async def _locked(self, seconds: float) -> None:
         async with self._database_is_away:
             await asyncio.to_thread(_lock, self._target.database, seconds)
+
+    def _end_sessions(self) -> bool:
+        """All at once, by the administrator's command."""
+        return self._lasts(self._sessions_ended())
+
+    async def _sessions_ended(self) -> None:
+        assert self._server is not None
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, pymysql.MySQLError):  # away itself
+            await asyncio.to_thread(self._server.end_sessions, self._target.database)
 
     # --------------------------------------------------------------------------------------- of links
 
