@@ -1,7 +1,6 @@
 """Switches that take a safeguard out of asyncexp, for one run of the tests: they must fail then.
 
-A plugin of pytest's: `TEST_CANARY=fence pytest -p tests.canaries …`; no test is collected otherwise. Without the
-variable it does nothing.
+A plugin of pytest's: `TEST_CANARY=fence pytest -p tests.canaries …`. Without the variable it does nothing.
 """
 
 from __future__ import annotations
