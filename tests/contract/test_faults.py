@@ -710,7 +710,10 @@ async def test_of_two_workers_whose_clocks_differ_by_10_minutes_neither_takes_th
     target: Target, tmp_path: Path, shared: Shared, offset: str
 ) -> None:
     ran, go_on = shared.seen(), shared.gate()
-    study: dict[str, Any] = {"keyfields": numbers(6), "execution": CLOCKS}
+    study: dict[str, Any] = {
+        "keyfields": numbers(6),
+        "execution": CLOCKS | {"heartbeat_interval": 1, "lease": 4},
+    }  # a busy machine is no dead worker
     async with new_experimenter(tmp_path, target, **study) as experimenter:
         await experimenter.fill_table_from_config()
         through = with_clock(offset)
@@ -718,7 +721,7 @@ async def test_of_two_workers_whose_clocks_differ_by_10_minutes_neither_takes_th
             await eventually(lambda: len(ran) == 2)
             call = asyncio.create_task(experimenter.execute(Task(ran, go_on), n_jobs=2, until="finished"))
             await eventually(lambda: len(ran) == 4)
-            await asyncio.sleep(2.5 * CLOCKS["lease"])
+            await asyncio.sleep(3.5)  # more than two intervals, after which whose sign is old and the same is dead
             assert len(ran) == 4
             go_on.open()
             summary, ended = await call, await end_of(other)
