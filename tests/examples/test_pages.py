@@ -136,6 +136,13 @@ def test_every_row_of_what_is_refused_has_its_test() -> None:
         assert not missing(tests)
 
 
+def test_every_test_that_the_guarantees_name_is_there() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 20
+    assert not missing(named)
+
+
 def test_inner_parts_of_the_predecessor_are_not_there(sqlite_target: Target, tmp_path: Path) -> None:
     experimenter = PyExperimenter(write_configuration(tmp_path, sqlite_target), log_file=None)
     assert not {"config", "db_connector"} & {*dir(experimenter)}
