@@ -33,7 +33,7 @@ class Interruptible(Protocol):
 Hearing = Callable[[Stoppable], AbstractContextManager[None]]
 """`heard`, where another thread has the handlers `installed`."""
 
-_installed = 0
+_installed: set[object] = set()
 """Who wants the handlers. The first installs them, the last puts the old ones back."""
 _runs: list[tuple[Stoppable, asyncio.AbstractEventLoop]] = []
 """Runs that stop by signal."""
@@ -69,18 +69,18 @@ def handled(run: Stoppable, insist: bool | Hearing | None) -> Iterator[None]:
 @contextmanager
 def installed(insist: bool | None) -> Iterator[bool]:
     """While inside, the signals stop the runs that are `heard`, if that is wanted: whether it is. As `handled`."""
-    global _installed
     if not _wanted(insist):
         yield False
         return
     if not _installed:
         _install()
-    _installed += 1
+    me = object()
+    _installed.add(me)
     try:
         yield True
     finally:
-        if _installed:  # not in a forked child
-            _installed -= 1
+        if me in _installed:  # not in a forked child, nor long after the loop was closed
+            _installed.discard(me)
             if not _installed:
                 _wakes.close()
                 _put_back()
@@ -187,10 +187,20 @@ def _arrived(number: int, _: FrameType | None) -> None:
         if any(target.inside for target in targets):
             raise KeyboardInterrupt
         return
-    for run, loop in _runs[:]:
-        if loop.is_closed():  # it was left with the run half-way
-            continue
+    alive = [(run, loop) for run, loop in _runs if not loop.is_closed()]
+    if _runs and not alive:  # they were left half-way, and will not put the old handlers back
+        _forget()
+        _wakes.close()
+        _put_back()
+        signal.raise_signal(number)
+    for run, loop in alive:
         loop.call_soon_threadsafe(run.signalled, _names[number])
+
+
+def _forget() -> None:
+    _installed.clear()
+    _runs.clear()
+    _interrupted.clear()
 
 
 def _put_back() -> None:
@@ -202,10 +212,7 @@ def _put_back() -> None:
 
 def _leave_to_parent() -> None:
     """A forked child answers signals as if nothing ran: the runs are its parent's."""
-    global _installed
-    _installed = 0
-    _runs.clear()
-    _interrupted.clear()
+    _forget()
     _wakes.close(forked=True)
     _put_back()
 

@@ -110,6 +110,27 @@ async def test_the_handlers_come_back_after_an_error() -> None:
     assert current() == before
 
 
+def test_a_loop_closed_in_the_middle_leaves_the_next_signal_to_whom_it_was_for_before() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+
+    async def runs() -> None:
+        with handled(Run(), None):
+            await asyncio.sleep(1000)
+
+    try:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(runs())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        signal.raise_signal(signal.SIGINT)
+        assert heard == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 async def test_false_touches_nothing() -> None:
     before = current()
     with handled(Run(), False):
