@@ -324,7 +324,7 @@ async def test_a_deadlock_is_tried_again(make: Make, target: Target, server: Ser
                 cross.set()
         assert (await call).done == 1
     assert len(runs) == 3, "somebody else was the victim"
-    assert deadlocks(server) >= before + 3
+    await eventually(lambda: deadlocks(server) >= before + 3)  # PostgreSQL's statistics come a second late
     assert await invariants(target, 1, ran) == {"done": 1}
 
 

@@ -40,7 +40,7 @@ LAYOUT = {
     "python_version codecarbon_version cpu_count cpu_model gpu_count gpu_model longitude latitude ram_total_size "
     "tracking_mode on_cloud power_usage_efficiency offline_mode _attempt",
     "experiments_workers": "id role experiment_id name machine boot_id pid_namespace pid started heartbeat lease "
-    "stopped stop_requested requests last_flush ended_done ended_error git_commit git_dirty python_version "
+    "stopped stop_requested requests last_flush rescued ended_done ended_error git_commit git_dirty python_version "
     "asyncexp_version command_line slurm_job_id slurm_array_job_id slurm_array_task_id",
     "experiments_attempts": "experiment_id attempt worker ended outcome traceback",
 }
