@@ -18,7 +18,6 @@ from asyncexp.waiting import Begin, Call, Once
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.5
 JOIN_LIMIT_SECONDS = 10.0
 EXIT_LIMIT_SECONDS = 60.0
 """So long the interpreter's exit waits for rows to be given back and for connections to be closed."""
@@ -40,12 +39,7 @@ class Background:
     def wait(self, begin: Begin[T]) -> T:
         """What the coroutine returns; as `run`."""
         over = Once()
-
-        def meanwhile() -> None:
-            while not over.wait(LOOK_SECONDS):
-                continue
-
-        return self.run(begin, meanwhile, over.set)
+        return self.run(begin, over.wait, over.set)
 
     def run(self, begin: Begin[T], meanwhile: Callable[[], object], over: Callable[[], object]) -> T:
         """Runs a coroutine on the loop; what it returns.
@@ -128,8 +122,7 @@ class _Work(Generic[T]):
         if self._loop is None:
             return
         self._loop.loop.call_soon_threadsafe(self._abort)
-        while not self._gone.wait(LOOK_SECONDS):
-            continue
+        self._gone.wait()
 
     def _begin(self) -> None:
         self._begun = True

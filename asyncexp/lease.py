@@ -53,8 +53,8 @@ class Callbacks:
     """Asked whether rows may still be in the worker's name when it ends."""
     stalled: Callable[[float, str], Mapping[Key, End | None]]
     """Asked which attempts run, and how each is to end, if it is, because that has blocked the loop for so long."""
-    ended: Callable[[Mapping[Key, Ended]], None]
-    """Those were ended."""
+    ended: Callable[[Mapping[Key, tuple[End, Ended]]], None]
+    """Those were ended: how they were to, and what it came to."""
     robbed: Callable[[], None]
     """Rows may have been taken from this worker."""
     asked: Callable[[list[Request]], None]
@@ -266,7 +266,7 @@ class Service:
         self._silent = ended.keys() == running.keys()
         if ended:
             self._logger.error("Ended because the event loop is blocked: %s", ", ".join(_ids(ended)))
-            self._call(self._tell.ended, ended)
+            self._call(self._tell.ended, {key: (ends[key], how) for key, how in ended.items()})
 
     async def _give_sign(self, study: Study) -> None:
         if not self._listens:

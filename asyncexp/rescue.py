@@ -39,7 +39,7 @@ class Rescuer:
 
     Args:
         me: id of the worker that looks.
-        facts: where this process is: `machine`, `boot_id`, `pid_namespace`.
+        place: where this process is.
         interval_seconds: of its own sign of life.
         max_attempts: as configured now.
     """

@@ -183,7 +183,7 @@ def from_thread(inner: ResultProcessor, loop: asyncio.AbstractEventLoop) -> Sync
             loop.call_soon_threadsafe(call.begin)
         except RuntimeError:  # the loop was closed: this thread outlived its worker
             raise lost(inner.experiment_id) from None
-        while not over.wait(LOOP_CHECK_SECONDS):
+        while not over.wait_at_most(LOOP_CHECK_SECONDS):
             if loop.is_closed():
                 raise lost(inner.experiment_id)
         if call.cancelled:

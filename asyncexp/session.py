@@ -321,11 +321,11 @@ class Session:
         """Called in the service's thread, while this one is blocked."""
         return {key: live.run.stalled(seconds, what) for key, live in list(self.live.items())}
 
-    def _ended(self, ended: Mapping[Key, Ended]) -> None:
-        for key, how in ended.items():
+    def _ended(self, ended: Mapping[Key, tuple[End, Ended]]) -> None:
+        for key, (end, how) in ended.items():
             live = self.live.get(key)
             if live is not None:
-                live.run.ended_elsewhere(live, how)
+                live.run.ended_elsewhere(live, end, how)
 
     def _woken(self) -> None:
         for run in list(self.runs):

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 Begin = Callable[[], Coroutine[Any, Any, T]]
 
+LOOK_SECONDS = 0.5
+
 
 class Once:
     """What one thread waits for and another sets, once.
@@ -24,11 +26,13 @@ class Once:
     def set(self) -> None:
         self._unset.release()
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it was set within that time; to be asked again only after a no.
+    def wait(self) -> None:
+        """Returns when it is set; once. Looks for signals meanwhile: one just before a wait does not interrupt that."""
+        while not self.wait_at_most(LOOK_SECONDS):
+            continue
 
-        A signal that comes just before a wait does not interrupt that; so wait briefly, and again.
-        """
+    def wait_at_most(self, seconds: float) -> bool:
+        """Whether it was set within that time; to be asked again only after a no."""
         return self._unset.acquire(timeout=seconds)
 
 

@@ -445,7 +445,7 @@ class Run:
         text = f"TimeoutError: no sign from the experiment for its stall_timeout of {limit:g} s"
         return self._error(f"{text}: the event loop was blocked by {what}", lineage(TimeoutError))
 
-    def ended_elsewhere(self, live: Live, ended: Ended) -> None:
+    def ended_elsewhere(self, live: Live, end: End, ended: Ended) -> None:
         """The row was ended for us while this loop was blocked."""
         if live.over:
             return
@@ -456,7 +456,7 @@ class Run:
         if live.handle is not None:
             live.handle.cancel()
             live.handle.abandon()
-        self._ended(live, ended, None, End("error", error="TimeoutError: the event loop was blocked"))
+        self._ended(live, ended, end.error, end)
         self._wake()
 
     def _overdue(self, live: Live, text: str) -> None:

@@ -13,6 +13,7 @@ from asyncexp.store.fill import KeyRow, ensure
 from asyncexp.store.study import Condition, Study
 
 ID = quote("ID")
+EXPERIMENT = quote("experiment_id")
 
 
 @dataclass(frozen=True, slots=True)

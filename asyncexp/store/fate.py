@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from asyncexp.store.claim import ID
+from asyncexp.store.claim import EXPERIMENT, ID
 from asyncexp.store.flush import Key
 from asyncexp.store.study import Study
-
-EXPERIMENT = '"experiment_id"'
 
 
 async def fates(study: Study, keys: Sequence[Key]) -> dict[Key, str]:

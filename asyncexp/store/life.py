@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncexp.db.base import Transaction
 from asyncexp.schema import quote
-from asyncexp.store.claim import ID
+from asyncexp.store.claim import EXPERIMENT, ID
 from asyncexp.store.fill import KeyRow, end_turn, insert, take_turn, wake
 from asyncexp.store.flush import put_back
 from asyncexp.store.study import Condition, Study
@@ -54,9 +54,6 @@ async def _hide_last_attempts(study: Study, tx: Transaction, ids: Sequence[int])
         f'WHERE {study.member(EXPERIMENT, ":ids")} AND "attempt" = ({current})'
     )
     await study.execute(tx, text, ids=study.integers(ids))
-
-
-EXPERIMENT = '"experiment_id"'
 
 
 async def _for_all(

@@ -6,11 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import cast
 
 from asyncexp.db.base import Transaction
-from asyncexp.store.claim import ID, Worker
+from asyncexp.store.claim import EXPERIMENT, ID, Worker
 from asyncexp.store.flush import End, Ended, Flushed, Key, Outcome, Unit, earlier, end_attempts, fence, retry_delay
 from asyncexp.store.study import Study
-
-EXPERIMENT = '"experiment_id"'
 
 
 async def settle(study: Study, worker: Worker, units: Sequence[Unit], number: int) -> Flushed | None:

@@ -914,6 +914,7 @@ async def test_a_stall_timeout_ends_what_blocks_the_loop_while_it_does_and_the_w
         summary = await worker.summary()
         await running
     assert (summary["error"], summary["done"], summary["lost"]) == (1, 1, 0)
+    assert "the event loop was blocked by task_blocks" in summary["errors"][0]
     assert result is None
     assert "stall_timeout of 0.5 s" in error
     assert "the event loop was blocked by task_blocks()" in error
