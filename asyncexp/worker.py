@@ -679,6 +679,7 @@ class Run:
             )
             self.stop(name)
         else:
+            self._host.logger.warning("%s: stopped now; what runs (%d) is ended and goes back.", name, len(self._live))
             self.stop_now(name)
 
     def _force(self) -> None:

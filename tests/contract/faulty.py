@@ -1,16 +1,20 @@
-"""Worker processes for faults, as their tests see them; see `tests.contract.workers.fault`."""
+"""Faults, and worker processes for them as their tests see them; see `tests.contract.workers.fault`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from asyncexp.db.base import Target
 from tests.contract.shared import Gate, Seen
 from tests.contract.support import Child, child
+from tests.servers import Server
 
 
 @asynccontextmanager
@@ -38,6 +42,22 @@ async def worker(
     async with child("fault", folder, target, json.dumps(given), through=through, **study) as process:
         assert await process.told() == ["open"]
         yield process
+
+
+@contextmanager
+def away(target: Target, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The database is away: its server stopped, its file locked."""
+    if target.provider == "sqlite":
+        with closing(sqlite3.connect(target.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+        return
+    server: Server = request.getfixturevalue("server")
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 async def heard(process: Child, words: str) -> None:

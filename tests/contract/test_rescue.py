@@ -35,6 +35,7 @@ from asyncexp.store.rescue import Place
 from asyncexp.store.study import Study
 from asyncexp.worker import Run
 from tests.contract.conftest import Make
+from tests.contract.faulty import away
 from tests.contract.functions import Held, Ran, never, nothing
 from tests.contract.modes import CLASSES, Mode
 from tests.contract.shared import Gate, Shared
@@ -42,7 +43,7 @@ from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.proxy import Proxy
-from tests.servers import Server, in_thread
+from tests.servers import in_thread
 from tests.studies import experimenter as new_experimenter
 
 QUICK = {"heartbeat_interval": 0.25, "lease": 1, "grace": 5}
@@ -625,7 +626,7 @@ async def test_when_the_database_was_away_for_all_for_three_leases_nobody_is_res
             await worker.began(2)
         watching = asyncio.create_task(other.execute(never, until="finished"))
         await all_beat(target)
-        async with away(target, request):
+        with away(target, request):
             await asyncio.sleep(3 * LEASE)
         await all_beat(target, times=4)
         assert await statuses(target) == {"running": 6}
@@ -635,22 +636,6 @@ async def test_when_the_database_was_away_for_all_for_three_leases_nobody_is_res
     assert [(each["done"], each["lost"]) for each in summaries] == [(2, 0)] * 3
     assert await audit(target) == {"done": 6}
     assert await sql(target, 'SELECT COUNT(*) FROM "experiments_attempts"') == [(0,)]
-
-
-@asynccontextmanager
-async def away(target: Target, request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """The server is stopped; a SQLite file is in somebody's hands."""
-    if target.provider == "sqlite":
-        with closing(sqlite3.connect(target.database, isolation_level=None)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield
-        return
-    server: Server = request.getfixturevalue("server")
-    server.stop()
-    try:
-        yield
-    finally:
-        server.start()
 
 
 # ------------------------------------------------------------------------------------------------ until="finished"
@@ -694,11 +679,9 @@ async def test_until_finished_takes_over_what_it_asked_for_of_a_worker_that_dies
 async def test_until_finished_returns_when_the_last_row_elsewhere_has_ended(
     make: Make, target: Target, shared: Shared
 ) -> None:
-    run = Held(shared.seen(), shared.gate(), shared.seen())
     worker, other = make(**STUDY), make(**STUDY)
     await worker.fill_table_from_config()
-    running = asyncio.create_task(worker.execute(run, n_jobs=2, max_experiments=2))
-    await eventually(lambda: len(run.began) == 2)
+    run, running = await begun(worker, shared, 2, n_jobs=2, max_experiments=2)
     waiting = asyncio.create_task(other.execute(nothing, until="finished", poll_interval=0.2))
     await eventually(in_status(target, {"running": 2, "done": 4}))
     await all_beat(target, times=3)
@@ -710,6 +693,16 @@ async def test_until_finished_returns_when_the_last_row_elsewhere_has_ended(
     assert await audit(target) == {"done": 6}
 
 
+async def begun(
+    worker: Experimenter, shared: Shared, count: int, **keywords: Any
+) -> tuple[Held, asyncio.Task[Summary]]:
+    """A call under way of which so many experiments have begun, and are held."""
+    run = Held(shared.seen(), shared.gate(), shared.seen())
+    call = asyncio.create_task(worker.execute(run, **keywords))
+    await eventually(lambda: len(run.began) == count)
+    return run, call
+
+
 def in_status(target: Target, wanted: dict[str, int]) -> Callable[[], Awaitable[bool]]:
     async def hold() -> bool:
         return await statuses(target) == wanted
@@ -719,11 +712,9 @@ def in_status(target: Target, wanted: dict[str, int]) -> Callable[[], Awaitable[
 
 @pytest.mark.in_process_only("a run waits, and runs next to nothing")
 async def test_waiting_for_others_ends_when_told_to_stop(make: Make, target: Target, shared: Shared) -> None:
-    run = Held(shared.seen(), shared.gate(), shared.seen())
     worker, other = make(**STUDY), make(**STUDY)
     await worker.fill_table_from_config()
-    running = asyncio.create_task(worker.execute(run, n_jobs=1, max_experiments=1))
-    await eventually(lambda: len(run.began) == 1)
+    run, running = await begun(worker, shared, 1, n_jobs=1, max_experiments=1)
     waiting = asyncio.create_task(other.execute(nothing, until="finished", poll_interval=60))
     await eventually(in_status(target, {"running": 1, "done": 5}))
     await other.stop()
@@ -737,11 +728,9 @@ async def test_waiting_for_others_ends_when_told_to_stop(make: Make, target: Tar
 async def test_waiting_for_others_ends_with_a_signal(
     make: Make, target: Target, tmp_path: Path, shared: Shared
 ) -> None:
-    run = Held(shared.seen(), shared.gate(), shared.seen())
     worker = make(**STUDY)
     await worker.fill_table_from_config()
-    running = asyncio.create_task(worker.execute(run, n_jobs=1, max_experiments=1))
-    await eventually(lambda: len(run.began) == 1)
+    run, running = await begun(worker, shared, 1, n_jobs=1, max_experiments=1)
     gate = shared.gate()
     gate.open()
     call = keywords(until="finished", poll_interval=60)
@@ -759,11 +748,9 @@ async def test_waiting_for_others_ends_with_a_signal(
 async def test_until_finished_is_woken_on_postgresql_when_rows_come_back(
     make: Make, target: Target, shared: Shared
 ) -> None:
-    run = Held(shared.seen(), shared.gate(), shared.seen())
     worker, other = make(**STUDY), make(**STUDY)
     await worker.fill_table_from_config()
-    running = asyncio.create_task(worker.execute(run, n_jobs=1, max_experiments=1))
-    await eventually(lambda: len(run.began) == 1)
+    _, running = await begun(worker, shared, 1, n_jobs=1, max_experiments=1)
     waiting = asyncio.create_task(other.execute(nothing, until="finished", poll_interval=60))
     await eventually(in_status(target, {"running": 1, "done": 5}))
     running.cancel()
@@ -784,9 +771,7 @@ async def test_until_empty_waits_for_a_late_worker_only_if_that_has_rows_of_its_
     study = STUDY | {"execution": SLOW}
     other, patient = make(**study), make(**study)
     await other.fill_table_from_config()
-    run = Held(shared.seen(), shared.gate(), shared.seen())
-    living = asyncio.create_task(other.execute(run, experiment_ids=[3]))
-    await eventually(lambda: run.began == [3])
+    run, living = await begun(other, shared, 1, experiment_ids=[3])
     call = keywords(n_jobs=2, experiment_ids=[1, 2])
     async with holder(tmp_path, target, "task_holds", shared.gate(), call, **study) as worker:
         await worker.began(2)
@@ -836,9 +821,7 @@ async def test_a_wake_up_that_comes_while_a_claim_is_under_way_is_not_lost(
     experimenter = make(**STUDY)
     await experimenter.fill_table_from_config()
     await change(target, 'UPDATE "experiments" SET "status" = \'paused\'')
-    run = Held(shared.seen(), shared.gate(), shared.seen())
-    running = asyncio.create_task(experimenter.execute(run, from_status="paused", experiment_ids=[1]))
-    await eventually(lambda: len(run.began) == 1)
+    run, running = await begun(experimenter, shared, 1, from_status="paused", experiment_ids=[1])
     take_answer = Run._take_answer
 
     def with_a_wake_up(run: Run) -> None:
@@ -896,9 +879,7 @@ async def test_a_stall_timeout_ends_what_blocks_the_loop_while_it_does_and_the_w
     study = {"keyfields": numbers(2), "execution": SHORT}
     other = make(**study)
     await other.fill_table_from_config()
-    run = Held(shared.seen(), shared.gate(), shared.seen())
-    running = asyncio.create_task(other.execute(run, experiment_ids=[2]))
-    await eventually(lambda: run.began == [2])
+    run, running = await begun(other, shared, 1, experiment_ids=[2])
     gate = shared.gate()
     call = keywords(n_jobs=1, stall_timeout=0.5, until="finished")
     async with holder(tmp_path, target, "task_blocks", gate, call, **study) as worker:
@@ -962,10 +943,8 @@ async def test_a_worker_closed_while_its_database_is_away_leaves_nothing_running
     study = {"keyfields": numbers(4), "execution": QUICK | {"grace": 0.2}}
     worker, other = make(**study), make(**study)
     await worker.fill_table_from_config()
-    run = Held(shared.seen(), shared.gate(), shared.seen())
-    call = asyncio.create_task(worker.execute(run, n_jobs=2))
-    await eventually(lambda: len(run.began) == 2)
-    async with away(target, request):
+    _, call = await begun(worker, shared, 2, n_jobs=2)
+    with away(target, request):
         await asyncio.wait_for(worker.aclose(), 20)
         await asyncio.wait_for(asyncio.wait([call]), 5)
         assert isinstance(call.exception(), DatabaseError) or call.result().done == 0

@@ -9,18 +9,19 @@ import asyncio
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from asyncexp.db.base import Target
 from tests.contract.audit import invariants
 from tests.contract.conftest import Make
-from tests.contract.faulty import end_of, heard, worker
+from tests.contract.faulty import away, end_of, heard, worker
 from tests.contract.shared import Seen, Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Child, eventually, numbers
@@ -113,23 +114,6 @@ def give_back(other: sqlite3.Connection) -> None:
     other.execute("ROLLBACK")
 
 
-@contextmanager
-def away(target: Target, request: pytest.FixtureRequest) -> Iterator[None]:
-    """The database is away: its server stopped, its file locked."""
-    if target.provider == "sqlite":
-        with closing(sqlite3.connect(target.database, isolation_level=None)) as other:
-            take_lock(other)
-            yield
-            give_back(other)
-        return
-    server: Server = request.getfixturevalue("server")
-    server.stop()
-    try:
-        yield
-    finally:
-        server.start()
-
-
 # ------------------------------------------------------------------------------------------- what is asked of all
 
 
@@ -163,7 +147,13 @@ async def signalled(process: Child, signals: int) -> None:
     await heard(process, "SIGTERM: no more experiments are started")
     if signals == 2:
         process.process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.1)  # it says nothing of the second one
+        await heard(process, "SIGINT: stopped now")
+
+
+async def childless(process: Child) -> None:
+    """Returns when the experiments' processes are gone; the one that starts them is left."""
+    family = psutil.Process(process.process.pid)
+    await eventually(lambda: len(family.children(recursive=True)) <= 1)
 
 
 async def ends_well(process: Child) -> dict[str, Any]:
@@ -240,6 +230,8 @@ async def test_a_signal_while_a_flush_is_in_flight(
         go_on.open()
         await line.in_flight()
         await signalled(process, signals)
+        if signals == 2:  # or else one may still return when its report is answered
+            await childless(process)
         line.release()
         await ends_well(process)
     await (checkpoints_were_kept if signals == 1 else all_went_back)(target, ran)
@@ -259,6 +251,8 @@ async def test_a_signal_while_the_database_is_away(
             go_on.open()
             await heard(process, "The database is away")
             await signalled(process, signals)
+            if signals == 2:
+                await childless(process)
         await ends_well(process)
     await (checkpoints_were_kept if signals == 1 else all_went_back)(target, ran)
     await everything_runs_later(target, tmp_path, ran)
