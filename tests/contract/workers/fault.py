@@ -61,6 +61,21 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Steady(Task):
+    """Goes on reporting until the gate `may_end` opens."""
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        assert self.may_end is not None
+        self.ran.append([int(results.experiment_id), results.attempt])
+        await results.process_logs(line(results, "begun"))
+        while not self.may_end.is_open:
+            await asyncio.sleep(self.seconds)
+            await results.process_results(fields(keys, results, "still"))
+        await results.process_results(fields(keys, results))
+        await results.process_logs(line(results, "ended"))
+
+
+@dataclass(frozen=True)
 class Plain(Task):
     """The same as `def`."""
 
