@@ -30,6 +30,8 @@ RATE_WINDOW_ENDS = 16
 """The rate covers at least so many ended experiments: those of an hour each have one too."""
 BAR_COLUMNS = 24
 """What the rarer counts leave to the bar; where there is no room for them they are left out."""
+IDLE_SECONDS = 5.0
+"""Once nothing runs any more the next plain line waits so long: mostly it is the last one, which has its own words."""
 RARER = ("running", "paused", "released", "lost", "retried")
 
 
@@ -139,16 +141,21 @@ class Lines:
         self._pace = Pace(clock)
         self._latest = self._shown = Summary()
         self._due = clock() + 1.0
+        self._due_idle = 0.0
 
     def __call__(self, summary: Summary, /) -> None:
+        now = self._clock()
+        if self._latest.running and not summary.running:
+            self._due_idle = now + IDLE_SECONDS
         self._latest = summary
-        if self._clock() >= self._due:
+        if now >= self._due and (summary.running or now >= self._due_idle):
             self._show(over=False)
 
     def end(self) -> None:
-        """Writes the last line, unless nothing happened at all."""
+        """Writes the last line, unless nothing happened at all; nothing comes after it."""
         if _anything_in(self._latest):
             self._show(over=True)
+        self._stream = None
 
     def _show(self, *, over: bool) -> None:
         self._pace.note(self._latest)

@@ -314,6 +314,35 @@ def test_lines_come_at_most_once_a_second_and_at_the_end() -> None:
     ]
 
 
+def test_the_last_line_stands_once() -> None:
+    """Neither the last end, nor the count of what is left after it, gets a line of its own just before the last one."""
+    clock, stream = Clock(), io.StringIO()
+    with reporter(True, stream=stream, clock=clock) as tell:
+        assert tell is not None
+        for passed, summary in (
+            (2.0, Summary(left=2, running=1)),
+            (2.0, Summary(left=1, done=1)),
+            (0.1, Summary(left=1, done=1, running=1)),
+            (3.0, Summary(left=0, done=2)),
+            (1.5, Summary(left=0, done=2, seconds=7.1)),
+        ):
+            clock.now += passed
+            tell(summary)
+    clock.now += 9.0
+    tell(Summary(left=5, done=2, seconds=7.1))
+    assert stream.getvalue().splitlines() == [
+        "progress: 0 done, 0 failed, 1 running, 2 left, 0/s, ETA -:--",
+        "progress: 1 done, 0 failed, 1 running, 1 left, 14.6/min, ETA 0:04",
+        "progress: 2 done, 0 failed, 0 left, 16.9/min, in 0:07",
+    ]
+
+
+def test_a_call_that_waits_for_other_workers_still_says_so() -> None:
+    steps = [(4.0, Summary(done=1, running=1, left=0)), *[(5.0, Summary(done=2, left=0))] * 3]
+    lines = told(io.StringIO(), Clock(), *steps)
+    assert [" in " in line for line in lines] == [False, False, False, True]
+
+
 def test_lines_become_rarer_but_never_stop() -> None:
     steps = [(1.0, Summary(done=i, left=9000 - i)) for i in range(1, 9001)]
     lines = told(io.StringIO(), Clock(), *steps)
