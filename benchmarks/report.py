@@ -27,7 +27,10 @@ def show(lines: Sequence[Line], facts: dict[str, Any], console: Console) -> None
     for line in lines:
         table.add_row(*_cells(line))
     console.print(table)
-    console.print("Ratio: ours over the limit, of medians \\[least–most of a round's pair]; ms: what ours is above it.")
+    console.print(
+        "Ratio: ours over the limit, of medians \\[least–most of a round's pair]; with a unit: what ours is above it, "
+        "or ours alone.\nMB: what our process grew by at most."
+    )
     machine = facts["machine"]
     console.print(
         f"{machine['processor']}, {machine['usable_cores']} cores, load {machine['load_before'][0]} before, "
@@ -44,20 +47,24 @@ def _cells(line: Line) -> list[str]:
         line.database,
         "" if line.at_once is None else str(line.at_once),
         _spread(line.limit, line.unit),
-        _spread(line.ours, line.unit),
-        _ratio(line),
+        _spread(line.ours, line.unit) + (f"\n+{max(line.memory_mb):,.0f} MB" if line.memory_mb else ""),
+        _score(line),
         "" if line.reach is None else f"{line.reach:.3g} | {line.beyond:.3g}",
         f"[{colour}]{verdict}[/]" if colour else "",
     ]
 
 
 def _spread(figures: Sequence[float], unit: str) -> str:
-    middle = statistics.median(figures)
-    return f"{middle:,.0f} {unit.replace('experiments', 'exp')}\n\\[{min(figures):,.0f}–{max(figures):,.0f}]"
+    middle = _number(statistics.median(figures))
+    return f"{middle} {unit.replace('experiments', 'exp')}\n\\[{_number(min(figures))}–{_number(max(figures))}]"
 
 
-def _ratio(line: Line) -> str:
-    unit = f" {line.unit}" if line.excess else ""
+def _number(figure: float) -> str:
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
+
+
+def _score(line: Line) -> str:
+    unit = f" {line.unit}" if line.judged in ("excess", "figure") else ""
     return f"{line.score:.3g}{unit}\n\\[{min(line.scores):.3g}–{max(line.scores):.3g}]"
 
 

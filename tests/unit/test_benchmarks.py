@@ -13,7 +13,7 @@ from asyncexp.db.base import Target
 from benchmarks import __main__ as command
 from benchmarks import profile, study, throughput
 from benchmarks.places import Place
-from benchmarks.rounds import Line, in_turns
+from benchmarks.rounds import Judged, Line, in_turns
 from benchmarks.throughput import Size
 
 ROWS = 50
@@ -94,18 +94,30 @@ def test_sides_take_turns_at_going_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "excess", "verdict"),
+    ("judged", "ours", "reach", "beyond", "verdict"),
     [
-        ([80.0], False, "beyond"),
-        ([60.0], False, "reached"),
-        ([59.0], False, "below"),
-        ([100.5], True, "beyond"),
-        ([101.0], True, "below"),
+        ("rate", 80.0, 0.6, 0.8, "beyond"),
+        ("rate", 60.0, 0.6, 0.8, "reached"),
+        ("rate", 59.0, 0.6, 0.8, "below"),
+        ("time", 110.0, 1.5, 1.1, "beyond"),
+        ("time", 150.0, 1.5, 1.1, "reached"),
+        ("time", 151.0, 1.5, 1.1, "below"),
+        ("excess", 100.5, 0.6, 0.5, "beyond"),
+        ("excess", 101.0, 0.6, 0.5, "below"),
+        ("figure", 10.0, 50.0, 10.0, "beyond"),
+        ("figure", 51.0, 50.0, 10.0, "below"),
     ],
 )
-def test_a_verdict_compares_with_what_is_wanted(ours: list[float], excess: bool, verdict: str) -> None:
-    line = Line("S0", "", "", [100.0], ours, reach=0.6, beyond=0.5 if excess else 0.8, excess=excess)
+def test_a_verdict_compares_with_what_is_wanted(
+    judged: Judged, ours: float, reach: float, beyond: float, verdict: str
+) -> None:
+    line = Line("S0", "", "", [100.0], [ours], reach=reach, beyond=beyond, judged=judged)
     assert line.verdict == verdict
+
+
+def test_a_rate_bought_with_memory_is_below() -> None:
+    line = Line("S0", "", "", [1.0], [1.0], reach=0.6, beyond=0.8, memory_mb=[10.0, 201.0], memory_most_mb=200.0)
+    assert line.verdict == "below"
 
 
 def test_an_unknown_line_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
