@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from asyncexp import provenance
+from asyncexp import provenance, signals
 from asyncexp.db.base import Database, MissingTable, Outage, T
 from asyncexp.errors import DatabaseConnectionError, DatabaseError
 from asyncexp.lease import Callbacks, Service
@@ -364,6 +364,9 @@ class Session:
 
     def discard(self) -> None:
         """Drops everything without a loop: its own was closed."""
+        for run in self.runs:
+            run.abandon()
+        signals.abandon(self.loop)
         if self._service is not None:
             self._service.close()
             self._service.join(LONGEST_WAIT_SECONDS)

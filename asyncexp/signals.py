@@ -33,8 +33,8 @@ class Interruptible(Protocol):
 Hearing = Callable[[Stoppable], AbstractContextManager[None]]
 """`heard`, where another thread has the handlers `installed`."""
 
-_installed: set[object] = set()
-"""Who wants the handlers. The first installs them, the last puts the old ones back."""
+_installed: dict[object, asyncio.AbstractEventLoop | None] = {}
+"""Who wants the handlers, and on which loop. The first installs them, the last puts the old ones back."""
 _runs: list[tuple[Stoppable, asyncio.AbstractEventLoop]] = []
 """Runs that stop by signal."""
 _before: dict[Name, Any] = {}
@@ -75,15 +75,30 @@ def installed(insist: bool | None) -> Iterator[bool]:
     if not _installed:
         _install()
     me = object()
-    _installed.add(me)
+    _installed[me] = asyncio._get_running_loop()
     try:
         yield True
     finally:
-        if me in _installed:  # not in a forked child, nor long after the loop was closed
-            _installed.discard(me)
-            if not _installed:
-                _wakes.close()
-                _put_back()
+        _remove([me])
+
+
+def abandon(loop: asyncio.AbstractEventLoop) -> None:
+    """What ran on a loop that was closed is stopped by no signal any more: the last one's end puts the handlers back.
+
+    Outside the main thread, which alone may do that, it is left to the next signal.
+    """
+    if threading.current_thread() is threading.main_thread():
+        _runs[:] = [entry for entry in _runs if entry[1] is not loop]
+        _remove([me for me, its in _installed.items() if its is loop])
+
+
+def _remove(those: list[object]) -> None:
+    those = [me for me in those if me in _installed]  # not in a forked child, nor long after the loop was closed
+    for me in those:
+        del _installed[me]
+    if those and not _installed:
+        _wakes.close()
+        _put_back()
 
 
 @contextmanager

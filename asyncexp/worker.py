@@ -694,6 +694,10 @@ class Run:
         self._later(max(self.options.grace, LAST_FLUSH_SECONDS) * 2, self._stop_waiting)
         self._wake()
 
+    def abandon(self) -> None:
+        """Its event loop was closed: ends what it left running, before somebody else is given the rows."""
+        self._pool.abandon()
+
     def _stop_waiting(self) -> None:
         """The database stays away: what could not be stored is left for the lease to settle."""
         if self._storing:

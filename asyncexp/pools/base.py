@@ -131,6 +131,10 @@ class Pool(Protocol):
         """Ends what belongs to the pool; calls that cannot be ended are left alone."""
         ...
 
+    def abandon(self) -> None:
+        """The same at once, and for calls under way, when the event loop was closed; nobody hears of their ends."""
+        ...
+
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it gives something to await: `async def`, partials and callable objects of such."""

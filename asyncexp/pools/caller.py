@@ -40,6 +40,9 @@ class CallerPool:
     async def close(self) -> None:
         return
 
+    def abandon(self) -> None:
+        self.end()
+
     def serve(self) -> None:
         """Runs what comes, in this thread, until `end`.
 

@@ -103,6 +103,13 @@ class Channel:
             if self._open and not self._paused:
                 self._loop.add_reader(self._sock, self._read)
 
+    def hang_up(self) -> None:
+        """Closes it so that the other process sees its end, also if one that was forked here has this end, too."""
+        if self._open:
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self.close()
+
     def close(self) -> None:
         if self._open:
             self._open = False

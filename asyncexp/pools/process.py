@@ -167,6 +167,15 @@ class ProcessPool:
             await self._nursery.empty(CLOSE_SECONDS)
             await self._nursery.close()
 
+    def abandon(self) -> None:
+        self._closing = True
+        self._waiting.clear()
+        nursery, self._nursery = self._nursery, None
+        for slot in self._slots:
+            slot.child = slot.call = None
+        if nursery is not None:
+            nursery.abandon()
+
 
 def _no_child(why: str) -> Broken:
     hint = "Look at the limits of this account and process (`ulimit -a`), and at n_jobs."
@@ -437,6 +446,13 @@ class _Child:
             self._end(call, status)
         self._pool.deal()
 
+    def abandon(self) -> None:
+        """It is dead, and so is the event loop."""
+        self.channel.close()
+        for echo in self._echoes:
+            echo.drain()
+            echo.close()
+
     def _end(self, call: _Call, status: int | None) -> None:
         if call.cancelled or self._killed:
             call.end(Cancelled())
@@ -554,15 +570,18 @@ class _Nursery:
     def _ended(self) -> None:
         """It died itself, and its children with it; theirs may be left."""
         self.alive = False
-        for child in self._children.values():
-            if child.pid is not None:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(child.pid, signal.SIGKILL)
+        self._kill_groups()
         manner = _manner(self._process.wait())
         for name, child in list(self._children.items()):
             child.unborn = f"the process that starts them died: {manner}"
             self._bury(name, None)
         self._changed.set()
+
+    def _kill_groups(self) -> None:
+        for child in self._children.values():
+            if child.pid is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, signal.SIGKILL)
 
     async def empty(self, limit_seconds: float) -> None:
         """Returns when all children are dead, or have had their time."""
@@ -581,6 +600,21 @@ class _Nursery:
                 self._changed.clear()
                 await self._changed.wait()
             overdue.cancel()
+
+    def abandon(self) -> None:
+        """Ends it and all children, without the event loop; returns when they are dead."""
+        if self.alive:
+            self.alive = False
+            self._channel.hang_up()
+            try:
+                self._process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._kill_groups()
+                self._process.wait()
+        for child in self._children.values():
+            child.abandon()
+        self._children.clear()
 
 
 def _started(link: socket.socket, env: Mapping[str, str | Sequence[str]]) -> subprocess.Popen[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import queue
 import threading
@@ -29,6 +28,9 @@ class TaskPool:
         return handle
 
     async def close(self) -> None:
+        return
+
+    def abandon(self) -> None:
         return
 
 
@@ -122,6 +124,10 @@ class ThreadPool:
         while self._idle:
             self._idle.pop().join()
 
+    def abandon(self) -> None:
+        for thread in self._idle:
+            thread.end()
+
 
 class ThreadHandle:
     killable = False
@@ -162,9 +168,10 @@ class _Thread:
         while (given := self._calls.get()) is not None:
             call, back = given
             result = call()
-            # The loop is gone if the thread outlived its worker; then nobody waits.
-            with contextlib.suppress(RuntimeError):
+            try:
                 self._loop.call_soon_threadsafe(back, result)
+            except RuntimeError:  # the loop is gone: nobody waits, and no more calls come
+                return
             del given, call, back, result
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pytest
 
-from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, provenance
+from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary, SyncResultProcessor, provenance
 from asyncexp.db import connect
 from asyncexp.db.base import Target, Transaction
 from asyncexp.errors import DatabaseError
@@ -974,7 +974,7 @@ def test_an_event_loop_that_ends_in_the_middle_of_a_run_leaves_nothing_running(
     everything_ran_after(experimenter, target)
 
 
-@pytest.mark.in_process_only("children live until their parent or its sockets end")
+@pytest.mark.asyncio_only("nobody else can close the loop of a blocking call")
 def test_an_event_loop_closed_in_the_middle_of_a_run_leaves_nothing_running(
     target: Target, tmp_path: Path, shared: Shared, mode: Mode
 ) -> None:
@@ -992,6 +992,50 @@ def test_an_event_loop_closed_in_the_middle_of_a_run_leaves_nothing_running(
 
     in_thread(leave)
     everything_ran_after(experimenter, target)
+
+
+@pytest.mark.parametrize("provider", ["sqlite"])
+@pytest.mark.in_process_only("threads of this process")
+def test_threads_of_an_event_loop_that_was_closed_end(
+    target: Target, tmp_path: Path, shared: Shared, mode: Mode
+) -> None:
+    """An idle one at the next call, one inside a function when that ends."""
+    experimenter = new_experimenter(tmp_path, target, CLASSES[mode], keyfields=numbers(6), execution=QUICK)
+    began, gate, idle = shared.seen(), shared.gate(), shared.gate()
+
+    def run(keys: Keys, results: SyncResultProcessor, custom: Keys) -> None:
+        began.append(keys["number"])
+        (gate if keys["number"] == 0 else idle).wait()
+
+    async def one_is_idle() -> None:
+        call = asyncio.create_task(experimenter.execute(run, n_jobs=2, experiment_ids=[1, 2]))
+        await eventually(lambda: len(began) == 2)
+        idle.open()
+        await eventually(one_is_done)
+        assert not call.done()
+
+    async def one_is_done() -> bool:
+        return "done" in await statuses(target)
+
+    async def next_call() -> None:
+        async with experimenter:
+            assert (await experimenter.counts())["created"] == 5
+
+    def leave() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(experimenter.fill_table_from_config())
+        loop.run_until_complete(one_is_idle())
+        loop.close()
+
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if re.fullmatch(r"asyncexp-\d+", thread.name)]
+
+    in_thread(leave)
+    assert len(threads()) == 2
+    asyncio.run(next_call())
+    asyncio.run(eventually(lambda: len(threads()) == 1))
+    gate.open()
+    asyncio.run(eventually(lambda: not threads()))
 
 
 def everything_ran_after(experimenter: Experimenter, target: Target) -> None:

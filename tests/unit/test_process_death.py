@@ -16,21 +16,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from asyncexp import SyncResultProcessor
+from asyncexp import Summary, SyncResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import ExperimentLostError, PyExperimenterError
 from asyncexp.pools.process import DEAF_SECONDS
 from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
-from tests.contract.support import Keys, audit, eventually
+from tests.contract.support import Keys, audit, eventually, numbers
+from tests.studies import experimenter as new_experimenter
 from tests.unit.children import Study, errors
 
 DIED = "ChildProcessError: the child process died before the function returned"
@@ -399,6 +400,63 @@ async def test_a_nursery_that_does_not_answer_is_killed_at_the_end(
         os.kill(os.getppid(), signal.SIGSTOP)
 
     assert (await (await study(1)).execute(run, n_jobs=1)).done == 1
+
+
+@pytest.mark.parametrize("nursery_is", ["well", "deaf"])
+def test_a_loop_closed_in_the_middle_of_a_run_takes_the_children_along_at_the_next_call(
+    sqlite_target: Target,
+    tmp_path: Path,
+    shared: Shared,
+    monkeypatch: pytest.MonkeyPatch,
+    nursery_is: str,
+) -> None:
+    """Nothing was cancelled or awaited, and a process that was forked meanwhile has every descriptor, too."""
+    monkeypatch.setattr("asyncexp.pools.process.END_SECONDS", 0.2 if nursery_is == "deaf" else 10.0)
+    pids, loop = shared.seen(), asyncio.new_event_loop()
+    experimenter = new_experimenter(tmp_path, sqlite_target, keyfields=numbers(4))
+
+    def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        pids.append([os.getppid(), os.getpid(), subprocess.Popen(["/bin/sleep", "1000"]).pid])
+        threading.Event().wait()
+
+    async def begin() -> None:
+        await experimenter.fill_table_from_config()
+        running.append(asyncio.create_task(experimenter.execute(run, n_jobs=2)))
+        await eventually(lambda: len(pids) == 2)
+
+    async def next_call() -> None:
+        async with experimenter:
+            assert gone(family())
+            assert (await experimenter.counts())["created"] == 4
+
+    def family() -> list[int]:
+        return [pid for of_one in pids for pid in of_one]
+
+    running: list[asyncio.Task[Summary]] = []
+    before = signal.getsignal(signal.SIGTERM)
+    loop.run_until_complete(begin())
+    with forked():
+        loop.close()
+        running.clear()
+        if nursery_is == "deaf":
+            os.kill(family()[0], signal.SIGSTOP)
+        asyncio.run(next_call())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Beside a process that was forked from this one and does nothing."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        while True:
+            signal.pause()
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # ------------------------------------------------------------------------------------------------ limits of the system
