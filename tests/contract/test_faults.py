@@ -26,7 +26,7 @@ import asyncpg
 import psutil
 import pytest
 
-from asyncexp import ExperimentStatus, ResultProcessor, Summary
+from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, Summary
 from asyncexp.db import connect
 from asyncexp.db.base import Database, Target, Transaction
 from tests.contract.audit import invariants
@@ -478,21 +478,34 @@ class Hostile:
         return open, (self.path, "w")
 
 
-TEXTS = {
-    "experiments": ("word", "text", "error", "name", "machine", "_message", "_requested_by"),
-    "experiments__steps": ("note",),
-    "experiments_attempts": ("traceback",),
-    "experiments_workers": ("name", "machine", "command_line"),
-}
+STEERING = {"status", "role", "outcome", "_request", "_continues", "stop_requested"}
+"""Columns of a few words by which is decided what to do: they are compared, and nothing else."""
 
 
-async def test_a_pickle_in_any_text_of_the_tables_is_a_text(
-    make: Make, target: Target, tmp_path: Path, shared: Shared
+def hostile_hash(number: int) -> bytes:
+    """Makes a folder of that name when it is unpickled, and has exactly the size of a key hash."""
+    return b"cos\nmkdir\nU\x01%d\x85R." % number
+
+
+def texts(experimenter: Experimenter) -> list[tuple[str, str]]:
+    """(table, column) of every text of a study."""
+    tables = [table for table in experimenter._schema.tables if not table.name.endswith("_codecarbon")]
+    named = [(table.name, column) for table in tables for column in table.columns if column.name not in STEERING]
+    kinds = ("VARCHAR", "TEXT", "LONGTEXT", "JSON")
+    return [(name, column.name) for name, column in named if getattr(column.type, "name", "") in kinds]
+
+
+async def test_a_pickle_in_any_text_or_blob_of_the_tables_is_a_text_or_a_blob(
+    make: Make, target: Target, tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harm = tmp_path / "harm"
+    harm, harms = tmp_path / "harm", tmp_path / "harms"
+    harms.mkdir()
+    monkeypatch.chdir(harms)
     hostile = pickle.dumps(Hostile(str(harm)), protocol=0).decode()
     pickle.loads(hostile.encode()).close()  # noqa: S301  (it would do harm)
+    pickle.loads(hostile_hash(0))  # noqa: S301
     harm.unlink()
+    (harms / "0").rmdir()
     keyfields = numbers(4) | {"word": {"type": "TEXT", "values": ["a"]}}
     experimenter = make(keyfields=keyfields, execution={"lease": 600})
     await experimenter.fill_table_from_config()
@@ -505,18 +518,26 @@ async def test_a_pickle_in_any_text_of_the_tables_is_a_text(
             raise ValueError(keys["word"])
 
     assert (await experimenter.execute(fails_at_last, experiment_ids=[2, 4])).error == 1
-    for table, columns in TEXTS.items():
-        for column in columns:
-            await change(target, f'UPDATE "{table}" SET "{column}" = :hostile', hostile=hostile)
+    found = texts(experimenter)
+    assert {table for table, _ in found} == {f"experiments{name}" for name in ("", "__steps", "_attempts", "_workers")}
+    for table, column in found:
+        await change(target, f'UPDATE "{table}" SET "{column}" = :hostile', hostile=hostile)
+    for each in range(1, 5):
+        text = 'UPDATE "experiments" SET "_key_hash" = :hostile WHERE "ID" = :id'
+        assert await change(target, text, hostile=hostile_hash(each), id=each) == 1
     assert await experimenter.retry_errors() == 1
-    assert (await experimenter.execute(fails_at_last)).done == 2
+    assert (await experimenter.execute(fails_at_last, random_order=True)).done == 2
     assert set(words) == {"a", hostile}
     assert set((await experimenter.get_table())["word"]) == {hostile}
     assert hostile in set((await experimenter.get_logtable("steps"))["note"])
     assert [hostile in each.example for each in await experimenter.errors()] == [True]
     assert hostile in {each.name for each in await experimenter.workers()}
+    hashes = await sql(target, 'SELECT "_key_hash" FROM "experiments" ORDER BY "ID"')
+    assert [bytes(key_hash) for (key_hash,) in hashes] == [hostile_hash(each) for each in range(1, 5)]
     assert await experimenter.reset_experiments("all") == 4
+    assert (await experimenter.fill_table_from_config()).added == 4
     assert not harm.exists()
+    assert not list(harms.iterdir())
 
 
 # ---------------------------------------------------------------------------------------------------- SQLite
