@@ -11,7 +11,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import children, filling, logs, machine, peers, places, plot, reading, report, startup, throughput
+from benchmarks import (
+    children,
+    filling,
+    growth,
+    logs,
+    machine,
+    peers,
+    places,
+    plot,
+    reading,
+    report,
+    startup,
+    throughput,
+)
 from benchmarks.places import PROVIDERS, Place
 from benchmarks.rounds import Line
 
@@ -19,7 +32,7 @@ RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
 FILL_ROUNDS = 3
-NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S8", "S11", "S13")
+NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S11", "S13")
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,8 @@ class Plan:
     child_rows: int
     table: int
     peer_rows: int
+    sizes: Sequence[int]
+    """Tables of so many rows, for claims."""
     python: Path | None = None
     """The interpreter of the peer; None: without peers."""
 
@@ -63,6 +78,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
     if {"S5", "S6"} & plan.names and place.provider in plan.fill_on:
         lines = filling.measured(place, plan.fill, FILL_ROUNDS)
         yield from (line for line in lines if line.name in plan.names)
+    if "S7" in plan.names:
+        yield from growth.measured(place, plan.sizes, plan.rounds)
     if "S8" in plan.names:
         yield logs.measured(place, plan.log_lines, plan.rounds)
 
@@ -71,8 +88,30 @@ def _plan(given: argparse.Namespace) -> Plan:
     names = frozenset(given.only or NAMES)
     python = peers.interpreter(given.legacy_python) if given.peers or given.legacy_python else None
     if given.quick:
-        return Plan(names, throughput.Size(3, 1), 100_000, PROVIDERS[:2], 20_000, 2_000, 100_000, 200, python)
-    return Plan(names, throughput.Size(5, 10), 1_000_000, PROVIDERS, 200_000, 20_000, 100_000, 1_000, python)
+        return Plan(
+            names=names,
+            size=throughput.Size(3, 1),
+            fill=100_000,
+            fill_on=PROVIDERS[:2],
+            log_lines=20_000,
+            child_rows=2_000,
+            table=100_000,
+            peer_rows=200,
+            sizes=(20_000,),
+            python=python,
+        )
+    return Plan(
+        names=names,
+        size=throughput.Size(5, 10),
+        fill=1_000_000,
+        fill_on=PROVIDERS,
+        log_lines=200_000,
+        child_rows=20_000,
+        table=100_000,
+        peer_rows=1_000,
+        sizes=(100_000, 1_000_000),
+        python=python,
+    )
 
 
 def _words(known: Sequence[str]) -> type[list[str]]:

@@ -48,6 +48,11 @@ class Counted:
         self._counts["round trips"] += 1 if self._inner.dialect.name == "sqlite" else 2
         return await self._inner.run(lambda tx: work(CountedTransaction(tx, self)), limit_seconds=limit_seconds)
 
+    def at_once(self, work: Callable[[Transaction], Awaitable[T]]) -> T | None:
+        done = self._inner.at_once(lambda tx: work(CountedTransaction(tx, self)))
+        self._counts.update(("transactions", "of them at once") if done is not None else ())
+        return done
+
     async def fetch(self, sql: str, params: Params = (), *, limit_seconds: float = 30.0) -> list[Row]:
         self._counts.update(("single statements", "round trips"))
         return await self._inner.fetch(sql, params, limit_seconds=limit_seconds)

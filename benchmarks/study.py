@@ -19,21 +19,22 @@ TABLE = "experiments"
 KINDS = ("a", "b")
 
 
-def grid(rows: int) -> dict[str, Any]:
-    """Keyfields whose Cartesian product has so many rows, an even number."""
+def grid(rows: int, *, indexed: bool = False) -> dict[str, Any]:
+    """Keyfields whose Cartesian product has so many rows, an even number; `number` with an index or without."""
+    index = {"index": True} if indexed else {}
     return {
-        "number": {"type": "INT", "values": {"start": 0, "stop": rows // len(KINDS)}},
+        "number": {"type": "INT", **index, "values": {"start": 0, "stop": rows // len(KINDS)}},
         "kind": {"type": "VARCHAR(20)", "values": list(KINDS)},
     }
 
 
-def experimenter(folder: Path, target: Target, rows: int) -> Experimenter:
+def experimenter(folder: Path, target: Target, rows: int, *, indexed: bool = False) -> Experimenter:
     """Our side, as a user would make it; its files are in `folder`."""
     configuration = write_configuration(
         folder,
         target,
         table=TABLE,
-        keyfields=grid(rows),
+        keyfields=grid(rows, indexed=indexed),
         resultfields={"result": "DOUBLE"},
         logtables={"steps": {"step": "INT", "loss": "DOUBLE"}},
         n_jobs=1,
@@ -57,11 +58,11 @@ async def no_op(keyfields: dict[str, Any], results: ResultProcessor, _: dict[str
     await results.process_results({"result": float(keyfields["number"])})
 
 
-def prepared(folder: Path, target: Target, rows: int) -> None:
+def prepared(folder: Path, target: Target, rows: int, *, indexed: bool = False) -> None:
     """Makes and fills the table; who runs it afterwards finds the very same one on either side."""
 
     async def fill() -> None:
-        async with experimenter(folder, target, rows) as made:
+        async with experimenter(folder, target, rows, indexed=indexed) as made:
             filled = await made.fill_table_from_config()
         assert filled.added == rows, filled
 

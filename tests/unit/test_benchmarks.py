@@ -18,7 +18,7 @@ from benchmarks.throughput import Size
 
 ROWS = 50
 TINY = command.Plan(
-    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S8", "S13"}),
+    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S13"}),
     size=Size(rounds=2, factor=1, rows=ROWS),
     fill=ROWS,
     fill_on=("sqlite",),
@@ -26,6 +26,7 @@ TINY = command.Plan(
     child_rows=ROWS,
     table=ROWS,
     peer_rows=0,
+    sizes=(6_000,),
 )
 
 
@@ -40,7 +41,8 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
     told = json.loads(lines[1].read_text())
     found = [(line["name"], line["at_once"]) for line in told["lines"]]
     throughput = [("S3", 1), ("S1", 10), ("S1", 50), ("S1", 200), ("S4", 2)]
-    assert found == [*throughput, ("S5", None), ("S6", None), ("S8", 10), ("S13", None)]
+    claims = [("S7", count) for count in (1, 50, 1, 1, 50)] * 2
+    assert found == [*throughput, ("S5", None), ("S6", None), *claims, ("S8", 10), ("S13", None)]
     for line in told["lines"]:
         for side in (line["limit"], line["ours"]):
             assert len(side["rounds"]) == (command.FILL_ROUNDS if line["name"] in ("S5", "S6") else 2)
