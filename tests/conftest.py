@@ -24,7 +24,7 @@ from tests import servers
 from tests.servers import MariadbServer, PostgresServer, Server
 
 PROVIDERS = ("sqlite", "postgresql", "mysql")
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 20.0
 
 
 @pytest.fixture(scope="session")

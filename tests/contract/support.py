@@ -66,7 +66,7 @@ async def audit(target: Target) -> dict[str, int]:
     return found
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 15.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30.0) -> None:
     """Returns when the condition holds; fails when it does not in time."""
     end = time.monotonic() + seconds
     while True:
@@ -93,7 +93,7 @@ class Child:
     async def told(self) -> Any:
         """The next line that it prints."""
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), 60)
+        line = await asyncio.wait_for(self.process.stdout.readline(), 100)
         assert line, "the worker process ended without a word; see its stderr"
         return json.loads(LABEL.sub(b"", line))
 
@@ -104,7 +104,7 @@ class Child:
 
     async def ended(self) -> int:
         """Its exit code."""
-        return await asyncio.wait_for(self.process.wait(), 60)
+        return await asyncio.wait_for(self.process.wait(), 100)
 
 
 @asynccontextmanager
