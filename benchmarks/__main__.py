@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     children,
+    crew,
     filling,
     growth,
     logs,
@@ -32,7 +33,7 @@ RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
 FILL_ROUNDS = 3
-NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S11", "S13")
+NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S10", "S11", "S13")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Plan:
     peer_rows: int
     sizes: Sequence[int]
     """Tables of so many rows, for claims."""
+    crews: Sequence[int]
+    crew_on: Sequence[str]
+    crew_rows: int
     python: Path | None = None
     """The interpreter of the peer; None: without peers."""
 
@@ -82,6 +86,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
         yield from growth.measured(place, plan.sizes, plan.rounds)
     if "S8" in plan.names:
         yield logs.measured(place, plan.log_lines, plan.rounds)
+    if "S10" in plan.names and place.provider in plan.crew_on:
+        yield from crew.measured(place, plan.crews, plan.crew_rows, plan.rounds)
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -98,6 +104,9 @@ def _plan(given: argparse.Namespace) -> Plan:
             table=100_000,
             peer_rows=200,
             sizes=(20_000,),
+            crews=(1, 4),
+            crew_on=PROVIDERS[:2],
+            crew_rows=2_000,
             python=python,
         )
     return Plan(
@@ -110,6 +119,9 @@ def _plan(given: argparse.Namespace) -> Plan:
         table=100_000,
         peer_rows=1_000,
         sizes=(100_000, 1_000_000),
+        crews=crew.CREWS,
+        crew_on=PROVIDERS,
+        crew_rows=20_000,
         python=python,
     )
 

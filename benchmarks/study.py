@@ -30,7 +30,7 @@ def grid(rows: int, *, indexed: bool = False) -> dict[str, Any]:
 
 def experimenter(folder: Path, target: Target, rows: int, *, indexed: bool = False) -> Experimenter:
     """Our side, as a user would make it; its files are in `folder`."""
-    configuration = write_configuration(
+    write_configuration(
         folder,
         target,
         table=TABLE,
@@ -39,9 +39,16 @@ def experimenter(folder: Path, target: Target, rows: int, *, indexed: bool = Fal
         logtables={"steps": {"step": "INT", "loss": "DOUBLE"}},
         n_jobs=1,
     )
+    write_credentials(folder, target)
+    return joined(folder)
+
+
+def joined(folder: Path) -> Experimenter:
+    """One more on the files that are in `folder` already."""
+    credentials = folder / "credentials.yml"
     return Experimenter(
-        configuration,
-        write_credentials(folder, target),
+        folder / "configuration.yml",
+        credentials if credentials.exists() else None,
         use_codecarbon=False,  # what energy costs is a line of its own
         logger_name="asyncexp-benchmarks",
         log_level="WARNING",

@@ -11,14 +11,14 @@ import pytest
 
 from asyncexp.db.base import Target
 from benchmarks import __main__ as command
-from benchmarks import profile, study, throughput
+from benchmarks import crew, profile, study, throughput
 from benchmarks.places import Place
 from benchmarks.rounds import Judged, Line, in_turns
 from benchmarks.throughput import Size
 
 ROWS = 50
 TINY = command.Plan(
-    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S13"}),
+    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S10", "S13"}),
     size=Size(rounds=2, factor=1, rows=ROWS),
     fill=ROWS,
     fill_on=("sqlite",),
@@ -27,6 +27,9 @@ TINY = command.Plan(
     table=ROWS,
     peer_rows=0,
     sizes=(6_000,),
+    crews=(1, 2),
+    crew_on=("sqlite",),
+    crew_rows=500,
 )
 
 
@@ -42,7 +45,7 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
     found = [(line["name"], line["at_once"]) for line in told["lines"]]
     throughput = [("S3", 1), ("S1", 10), ("S1", 50), ("S1", 200), ("S4", 2)]
     claims = [("S7", count) for count in (1, 50, 1, 1, 50)] * 2
-    assert found == [*throughput, ("S5", None), ("S6", None), *claims, ("S8", 10), ("S13", None)]
+    assert found == [*throughput, ("S5", None), ("S6", None), *claims, ("S8", 10), ("S10", 100), ("S13", None)]
     for line in told["lines"]:
         for side in (line["limit"], line["ours"]):
             assert len(side["rounds"]) == (command.FILL_ROUNDS if line["name"] in ("S5", "S6") else 2)
@@ -67,6 +70,12 @@ def test_a_row_that_was_not_run_makes_the_figure_worthless(tmp_path: Path) -> No
     study.prepared(tmp_path, target, ROWS)
     with pytest.raises(AssertionError, match=f"only 0 of {ROWS} rows"):
         study.run(study.prove(target, ROWS))
+
+
+def test_a_row_that_two_workers_ran_makes_the_figure_worthless() -> None:
+    crew.prove_once([[1, 2], [3]], 3)
+    with pytest.raises(AssertionError, match=r"more than once: \[2\]"):
+        crew.prove_once([[1, 2], [2, 3]], 3)
 
 
 def test_both_sides_leave_the_same_rows(tmp_path: Path) -> None:
