@@ -317,8 +317,18 @@ class Run:
     def _free(self) -> int:
         return min(self._room() - len(self._live), self._allowance())
 
+    def _worth_asking(self) -> bool:
+        """Whether rows are needed now, or enough of them soon."""
+        free = self._free()
+        return free > 0 and (free >= self._pool.ahead or not self._provided)
+
+    @property
+    def _provided(self) -> bool:
+        """Whether every slot has something to do, so that ends and claims can wait for results to go with."""
+        return self.stopped_by is None and len(self._live) >= self.options.n_jobs
+
     def _may_claim(self) -> bool:
-        if self.stopped_by is not None or self._failure is not None or self._free() <= 0:
+        if self.stopped_by is not None or self._failure is not None or not self._worth_asking():
             return False
         now = self._loop.time()
         self._drop_due_retries(now)
@@ -343,7 +353,7 @@ class Run:
             random_from=os.urandom(16) if self.options.random_order else None,
         )
         self._stirred = False
-        self._claiming = self._host.writer.claim(wanted)
+        self._claiming = self._host.writer.claim(wanted, now=not self._provided)
         self._claiming.add_done_callback(self._wake)
 
     def _take_answer(self) -> None:
@@ -541,7 +551,7 @@ class Run:
         self._storing += 1
         # Woken before the writer, the run asks for the next row in time for the flush that stores this end.
         self._wake()
-        self._host.writer.end(live.key, end, partial(self._stored, live, alike, end))
+        self._host.writer.end(live.key, end, partial(self._stored, live, alike, end), now=not self._provided)
 
     def _drop(self, live: Live) -> None:
         live.over = True

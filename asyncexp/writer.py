@@ -22,16 +22,22 @@ from asyncexp.db.whole import over, unseen
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, lost
 from asyncexp.experiment import Experiment, ExperimentId
 from asyncexp.store.claim import Wanted, Worker
-from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit, flush
+from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit
 from asyncexp.store.settle import release_unknown, settle
 from asyncexp.store.study import Study
+from asyncexp.store.together import flush_together
 
 LOG_DELAY_SECONDS = 0.2
 """Log lines wait so long at most for company."""
+SOON_SECONDS = 0.005
+"""What nobody waits for yet waits so long at most for something that somebody does."""
 LOG_ROOM = 20_000
 """Log lines held before the function that sends more has to wait."""
 FLUSH_CALLS = 2_000
 FLUSH_BYTES = 4_000_000
+FEW_CALLS = 32
+FEW_BYTES = 100_000
+"""A flush that is no larger is done at once where the database is a file: the event loop waits for it."""
 FLUSH_LIMIT_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 0.05
 
@@ -126,16 +132,20 @@ class Writer:
         self._wake.set()
         return told
 
-    def end(self, key: Key, end: End, then: Then) -> None:
-        """Queues the end of an attempt; `then` is told what it came to."""
+    def end(self, key: Key, end: End, then: Then, *, now: bool = True) -> None:
+        """Queues the end of an attempt; `then` is told what it came to.
+
+        Args:
+            now: begin a flush; else it may wait a moment for one.
+        """
         size = 0 if end.error is None else len(end.error)
         self._queue.append(Call(key, end=end, then=then, size=size))
-        self._wake.set()
+        self._flush_by(0.0 if now else SOON_SECONDS)
 
     def mention(self, key: Key, fields: dict[str, Any]) -> None:
         """Queues values that nobody waits for."""
         self._queue.append(Call(key, fields=fields))
-        self._later()
+        self._flush_by(LOG_DELAY_SECONDS)
 
     async def log(self, key: Key, logs: list[LogLine], size: int) -> None:
         """Queues log lines; waits only while too many are held."""
@@ -146,7 +156,7 @@ class Writer:
         """Queues log lines, however many are held."""
         self._held_logs += len(logs)
         self._queue.append(Call(key, logs=logs, size=size))
-        self._later()
+        self._flush_by(LOG_DELAY_SECONDS)
 
     @property
     def crowded(self) -> bool:
@@ -159,11 +169,11 @@ class Writer:
             self._wake.set()
             await self._room.wait()
 
-    def claim(self, wanted: Wanted) -> asyncio.Future[Claimed]:
-        """Asks for rows, in the next flush."""
+    def claim(self, wanted: Wanted, *, now: bool = True) -> asyncio.Future[Claimed]:
+        """Asks for rows, in the next flush; `now` as for `end`."""
         claim = Claim(wanted, self._loop.create_future())
         self._queue.append(claim)
-        self._wake.set()
+        self._flush_by(0.0 if now else SOON_SECONDS)
         return claim.taken
 
     def withdraw(self, taken: asyncio.Future[Claimed]) -> None:
@@ -209,9 +219,17 @@ class Writer:
         self.known.discard(key)
         self._bad.pop(key, None)
 
-    def _later(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOG_DELAY_SECONDS, self._wake.set)
+    def _flush_by(self, seconds: float) -> None:
+        """Begins a flush after so many seconds, unless one begins before."""
+        if not seconds:
+            self._wake.set()
+            return
+        due = self._loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._wake.set)
 
     async def close(self, limit_seconds: float) -> None:
         """Writes what is left and ends; gives up after `limit_seconds` if the database stays away."""
@@ -290,7 +308,7 @@ class Writer:
     async def _store(self, calls: Sequence[Call], claims: list[Claim]) -> None:
         units = self._merge(calls)
         try:
-            flushed = await self._flush(units, claims)
+            flushed = await self._flush(units, claims, at_once=_are_few(calls, claims))
         except (DataRefused, DuplicateKey) as refused:
             await self._halve(calls, claims, refused)
         except asyncio.CancelledError:
@@ -334,13 +352,15 @@ class Writer:
 
     # ------------------------------------------------------------------------------------- flushing
 
-    async def _flush(self, units: Sequence[Unit], claims: list[Claim]) -> Flushed:
+    async def _flush(self, units: Sequence[Unit], claims: list[Claim], *, at_once: bool) -> Flushed:
         waits = 0
         while True:
             wanted = [claim.wanted for claim in claims]
             self._number += 1
             number = self._number
-            work = partial(flush, self._study, worker=self._worker, units=units, claims=wanted, number=number)
+            work = partial(flush_together, self._study, worker=self._worker, units=units, claims=wanted, number=number)
+            if at_once and self.away is None and (done := self._study.db.at_once(work)) is not None:
+                return done
             try:
                 flushed = await self._whole(self._study.db.run(work, limit_seconds=FLUSH_LIMIT_SECONDS))
             except Outage as outage:
@@ -475,6 +495,13 @@ class Writer:
             [item for item in left if isinstance(item, Claim)],
             failure,
         )
+
+
+def _are_few(calls: Sequence[Call], claims: Iterable[Claim]) -> bool:
+    """Whether storing them takes a moment only; a search for rows by columns of the user's may take long."""
+    if len(calls) > FEW_CALLS or sum(call.size for call in calls) > FEW_BYTES:
+        return False
+    return all(c.wanted.count <= FEW_CALLS and not c.wanted.where.params and c.wanted.since is None for c in claims)
 
 
 def _no_matter(_: Ended | None, __: Exception | None) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from asyncexp.db import mysql, postgres, sqlite, whole
 from asyncexp.db.base import Dialect, Transaction
-from asyncexp.store import flush, rescue, settle
+from asyncexp.store import flush, rescue, settle, together
 from asyncexp.store.claim import ID
 from asyncexp.store.flush import Key
 from asyncexp.store.study import Study, utc
@@ -54,8 +54,14 @@ def _fence_without(*left_out: str) -> None:
             return found & wanted
         return {key for key in wanted if key[0] in {number for number, _ in found}}
 
+    def leaky_part(sent: str) -> str:
+        runs_as = conditions["worker"].replace(":worker", ":runs_as")
+        whole = {"attempt": f'"_attempt" = {sent}."_sent1"', **conditions, "worker": runs_as}
+        return " AND ".join(["1 = 1", *(text for name, text in whole.items() if name not in left_out)])
+
     for module in (flush, settle, rescue):
         _replace(module, "fence", leaky)
+    _replace(together, "fence", leaky_part)
 
 
 def no_found_rows() -> None:

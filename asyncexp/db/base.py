@@ -93,6 +93,8 @@ class Dialect:
     """Statement that gives the lock back after the transaction; None if the transaction's end does."""
     notify: str | None = None
     """Statement that wakes listeners of `:channel` with `:payload`, with the transaction; None without."""
+    changing_queries: bool = False
+    """Whether parts of a WITH query may change rows."""
     copies: bool = False
     """Whether `Transaction.copy` exists."""
     max_name_bytes: int = 63
@@ -189,6 +191,13 @@ class Database(Protocol):
         Raises:
             Outage: the connection broke or the limit passed.
             DataRefused, MissingTable, DuplicateKey, DatabaseQueryError: the statement was refused.
+        """
+        ...
+
+    def at_once(self, work: Callable[[Transaction], Awaitable[T]]) -> T | None:
+        """The same for a small `work`, before this call returns, where nothing has to be waited for.
+
+        None: nothing was done, for a reason that `run` sits out or tells.
         """
         ...
 

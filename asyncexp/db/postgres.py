@@ -91,6 +91,7 @@ DIALECT = Dialect(
     text_equal="{column} = {value}",
     lock="SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))",
     notify="SELECT pg_notify(:channel, :payload)",
+    changing_queries=True,
     copies=True,
     json_text="CAST({column} AS text)",
 )

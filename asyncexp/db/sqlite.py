@@ -1,4 +1,4 @@
-"""SQLite through aiosqlite: one thread a connection, one visit to it a transaction."""
+"""SQLite through aiosqlite: one thread a connection, one visit to it a transaction, none for a small one."""
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQuer
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0
+CHECKPOINT_PAGES = 1_000
+"""SQLite's own default: a commit that finds so many in the write-ahead log moves them into the file."""
+LONG_WAY_EVERY = 100
+LONG_WAYS = 2
+"""Of so many transactions, so many visit the thread: one moves the log, the next begins it anew, both on the disk."""
+SLOW_SECONDS = 0.005
+"""A transaction that held the event loop up for longer has the next ones visit the thread."""
+REST_SECONDS = 0.25
+LONGEST_REST_SECONDS = 60.0
 FORK_WAIT_SECONDS = 2.0
 """A fork waits so long at most for what SQLite is about; a longer wait is for another process, without a lock."""
 SHARED_FILE_SYSTEM = re.compile(
@@ -174,7 +183,8 @@ class Session(sqlite3.Connection):
     result: Any = None
 
     def __init__(self, path: str) -> None:
-        super().__init__(path, timeout=BUSY_SECONDS, isolation_level=None)
+        # One thread at a time: its own, or that of the event loop while its own waits for the next visit.
+        super().__init__(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self.gone = threading.Event()
         self._path = path
         self._file: tuple[int, int] | None = None
@@ -208,9 +218,10 @@ class Session(sqlite3.Connection):
         self.executemany(sql, rows)
 
     def wait_at_most(self, seconds: float) -> None:
-        """How long to wait for another writer."""
+        """How long to wait for another writer; who does not wait at all leaves the log for others to move."""
         if seconds != self._busy_seconds:
             self.statement(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self.statement(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES if seconds else 0}")
             self._busy_seconds = seconds
 
     def remember_file(self) -> None:
@@ -284,6 +295,32 @@ class Visit:
         raise NotImplementedError(f"SQLite has no bulk protocol for {table!r}: Dialect.copies is false")
 
 
+class Pace:
+    """Whether the disk is quick enough for the event loop's own thread to go there."""
+
+    def __init__(self) -> None:
+        self._turns = 0
+        self._rest_seconds = REST_SECONDS
+        self._rests_until = 0.0
+
+    def allows(self) -> bool:
+        """Whether the next transaction may be done there."""
+        self._turns += 1
+        return self._turns % LONG_WAY_EVERY >= LONG_WAYS and time.monotonic() >= self._rests_until
+
+    def took(self, seconds: float) -> None:
+        """Notes how long one took."""
+        if seconds > SLOW_SECONDS:
+            self.rest()
+            self._rest_seconds = min(LONGEST_REST_SECONDS, self._rest_seconds * 2)
+        else:
+            self._rest_seconds = max(REST_SECONDS, self._rest_seconds / 2)
+
+    def rest(self) -> None:
+        """Sends the next ones to the thread."""
+        self._rests_until = time.monotonic() + self._rest_seconds
+
+
 class SqliteLink(Link):
     """One aiosqlite connection."""
 
@@ -297,6 +334,7 @@ class SqliteLink(Link):
         self._alive = True
         self._busy_seconds = BUSY_SECONDS
         self._cut_in_commit = False
+        self._pace = Pace()
 
     @property
     def usable(self) -> bool:
@@ -320,6 +358,21 @@ class SqliteLink(Link):
                 return await self._visit(lambda: self._session.transaction(lambda: straight(work, visit)))
         finally:
             call.may_be_committed = self._cut_in_commit
+
+    def at_once(self, work: Work[T]) -> T | None:
+        """On the event loop's own thread: to change threads twice takes longer than a small transaction."""
+        if not self._pace.allows():
+            return None
+        began = time.monotonic()
+        try:
+            with fork_gate:
+                self._session.wait_at_most(0)
+                result = self._session.transaction(lambda: straight(work, Visit(self._session, self._place)))
+        except Exception:  # noqa: BLE001  (whatever it is, the thread meets it again and tells)
+            self._pace.rest()
+            return None
+        self._pace.took(time.monotonic() - began)
+        return result
 
     async def commit(self) -> None:
         await self._visit(lambda: self._session.statement("COMMIT"))

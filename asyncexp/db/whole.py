@@ -206,6 +206,10 @@ class Link(ABC):
         except Outage:
             self.kill()
 
+    def at_once(self, work: Work[T]) -> T | None:  # noqa: ARG002
+        """A whole small transaction without waiting for anything; None if that cannot be, and nothing was done."""
+        return None
+
     async def settled(self, call: Call) -> float:
         """When (`time.monotonic()`) the server no longer works on what this killed link had sent."""
         return self.sent_at + SERVER_SHARE * call.limit_seconds + 1.0
@@ -341,6 +345,12 @@ class WholeDatabase:
             return await link.finish(work, call)
 
         return await self._call(transaction, limit_seconds)
+
+    def at_once(self, work: Work[T]) -> T | None:
+        link = self._link
+        if self._closed or self._turn.locked() or link is None or not link.usable:
+            return None
+        return link.at_once(work)
 
     async def fetch(self, sql: str, params: Params = (), *, limit_seconds: float = 30.0) -> list[Row]:
         async def read(link: Link, call: Call) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from asyncexp.db.base import Row, Transaction
@@ -62,7 +63,7 @@ async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -
     if added is not None:
         wanted = replace(wanted, ids=(await ensure(study, tx, added),), early=True, add=None)
     taken: list[Experiment] = []
-    for order, part in _passes(wanted):
+    for order, part in passes(wanted):
         left = wanted.count - len(taken)
         if left > 0:
             taken += await _take(study, tx, worker, replace(wanted, count=left), order, part)
@@ -73,7 +74,7 @@ async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -
     return taken
 
 
-def _passes(wanted: Wanted) -> list[tuple[str, str]]:
+def passes(wanted: Wanted) -> list[tuple[str, str]]:
     if wanted.random_from is not None:
         return [('"_key_hash"', '"_key_hash" >= :random_from'), ('"_key_hash"', '"_key_hash" < :random_from')]
     if wanted.above:
@@ -84,7 +85,15 @@ def _passes(wanted: Wanted) -> list[tuple[str, str]]:
 async def _take(
     study: Study, tx: Transaction, worker: Worker, wanted: Wanted, order: str, part: str
 ) -> list[Experiment]:
-    values = dict(
+    values = parameters(study, worker, wanted)
+    candidates = f"FROM {study.main} WHERE {filtered(study, wanted, part)} ORDER BY {order} LIMIT :count"
+    take = _take_returning if study.dialect.returning else _take_in_two
+    return experiments(study, worker, wanted, await take(study, tx, candidates, values, changes(study, wanted.status)))
+
+
+def parameters(study: Study, worker: Worker, wanted: Wanted) -> dict[str, Any]:
+    """What the statements of a claim are given."""
+    return dict(
         wanted.where.params,
         above=wanted.above,
         random_from=wanted.random_from,
@@ -95,13 +104,9 @@ async def _take(
         name=worker.name,
         machine=worker.machine,
     )
-    candidates = f"FROM {study.main} WHERE {_filter(study, wanted, part)} ORDER BY {order} LIMIT :count"
-    take = _take_returning if study.dialect.returning else _take_in_two
-    rows = await take(study, tx, candidates, values, _changes(study, wanted.status))
-    return [_experiment(study, worker, row) for row in sorted(rows, key=lambda row: row[0] if order == '"ID"' else 0)]
 
 
-def _filter(study: Study, wanted: Wanted, part: str) -> str:
+def filtered(study: Study, wanted: Wanted, part: str) -> str:
     parts = [f"\"status\" = '{wanted.status}'", part, wanted.where.sql]
     if not wanted.early:
         parts.append(f'("_not_before" IS NULL OR "_not_before" <= {study.dialect.now})')
@@ -112,7 +117,7 @@ def _filter(study: Study, wanted: Wanted, part: str) -> str:
     return " AND ".join(f"({part})" for part in parts if part != "1 = 1")
 
 
-def _changes(study: Study, status: str) -> str:
+def changes(study: Study, status: str) -> str:
     now = study.dialect.now
     begun = f'"start_date" = {now}' if status == "created" else "\"_continues\" = 'paused'"
     return (
@@ -122,7 +127,7 @@ def _changes(study: Study, status: str) -> str:
     )
 
 
-def _columns(study: Study, attempt: str = '"_attempt"') -> str:
+def columns(study: Study, attempt: str = '"_attempt"') -> str:
     return ", ".join(['"ID"', attempt, '"_continues"', *map(quote, study.schema.key_names)])
 
 
@@ -134,7 +139,7 @@ async def _take_returning(
     picked = quote(f"{study.schema.name}_picked")
     text = (
         f'WITH {picked} AS MATERIALIZED (SELECT "ID" AS "_picked" {candidates}{study.dialect.skip_locked}) '
-        f'UPDATE {study.main} SET {changes} FROM {picked} WHERE "ID" = "_picked" RETURNING {_columns(study)}'
+        f'UPDATE {study.main} SET {changes} FROM {picked} WHERE "ID" = "_picked" RETURNING {columns(study)}'
     )
     return await study.fetch(tx, text, **values)
 
@@ -143,13 +148,19 @@ async def _take_in_two(
     study: Study, tx: Transaction, candidates: str, values: dict[str, Any], changes: str
 ) -> list[Row]:
     next_attempt = '"_attempt" + 1'
-    select = f"SELECT {_columns(study, next_attempt)} {candidates}{study.dialect.skip_locked}"
+    select = f"SELECT {columns(study, next_attempt)} {candidates}{study.dialect.skip_locked}"
     rows = await study.fetch(tx, select, **values)
     if rows:
         taken = study.integers(row[0] for row in rows)
         update = f"UPDATE {study.main} SET {changes} WHERE {study.member(ID, ':taken')}"
         await study.execute(tx, update, **values, taken=taken)
     return rows
+
+
+def experiments(study: Study, worker: Worker, wanted: Wanted, rows: list[Row]) -> list[Experiment]:
+    """Rows as `columns` gives them, in the order of their IDs unless that is to be random."""
+    ordered = rows if wanted.random_from is not None else sorted(rows, key=itemgetter(0))
+    return [_experiment(study, worker, row) for row in ordered]
 
 
 def _experiment(study: Study, worker: Worker, row: Row) -> Experiment:

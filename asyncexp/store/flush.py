@@ -45,6 +45,8 @@ class Ended:
     delay_seconds: float = 0.0
 
 
+CLOSED = '"end_date" = {now}, "_request" = NULL, "_requested_by" = NULL'
+"""What an end sets beside the status."""
 DONE = End("done")
 IS_DONE = Ended("done")
 
@@ -124,13 +126,19 @@ async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key],
 
 
 async def _write_fields(study: Study, tx: Transaction, units: Iterable[Unit]) -> None:
+    for columns, rows in by_columns(units).items():
+        await update(study, tx, columns, rows)
+
+
+def by_columns(units: Iterable[Unit], *, attempt: bool = False) -> dict[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns -> rows of units that write to just these: ID, perhaps the attempt, and a value for each column."""
     groups: defaultdict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
     for unit in units:
         if unit.fields:
             columns = tuple(sorted(unit.fields))
-            groups[columns].append((unit.key[0], *(unit.fields[name] for name in columns)))
-    for columns, rows in groups.items():
-        await update(study, tx, columns, rows)
+            key = unit.key if attempt else unit.key[:1]
+            groups[columns].append((*key, *(unit.fields[name] for name in columns)))
+    return groups
 
 
 async def update(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -156,13 +164,20 @@ async def _update_each(study: Study, tx: Transaction, columns: Sequence[str], ro
 async def _update_unnest(
     study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
 ) -> None:
-    casts = ["bigint", *(study.array_type(name) for name in columns)]
-    arrays = ", ".join(f"CAST(:v{position} AS {cast}[])" for position, cast in enumerate(casts))
-    names = ", ".join(f'"v{position}"' for position in range(len(casts)))
     new = _alias(study)
+    source, values = unnested(new, "v", ("bigint", *map(study.array_type, columns)), rows)
     sets = ", ".join(f'{quote(name)} = {new}."v{position}"' for position, name in enumerate(columns, 1))
-    text = f'UPDATE {study.main} SET {sets} FROM unnest({arrays}) AS {new}({names}) WHERE "ID" = {new}."v0"'
-    await study.execute(tx, text, **{f"v{p}": list(values) for p, values in enumerate(zip(*rows, strict=True))})
+    await study.execute(tx, f'UPDATE {study.main} SET {sets} FROM {source} WHERE "ID" = {new}."v0"', **values)
+
+
+def unnested(
+    alias: str, stem: str, types: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> tuple[str, dict[str, list[Any]]]:
+    """Rows as a source of a FROM clause, an array a column, and its parameters; columns are the stem and a number."""
+    arrays = ", ".join(f"CAST(:{stem}{position} AS {kind}[])" for position, kind in enumerate(types))
+    names = ", ".join(f'"{stem}{position}"' for position in range(len(types)))
+    columns = zip(*rows, strict=True) if rows else [()] * len(types)
+    return f"unnest({arrays}) AS {alias}({names})", {f"{stem}{p}": list(values) for p, values in enumerate(columns)}
 
 
 async def _update_join(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -260,8 +275,8 @@ async def _close(study: Study, tx: Transaction, units: Sequence[Unit], ended: di
         await update(study, tx, ("error",), errors)
     for status, ids in statuses.items():
         text = (
-            f'UPDATE {study.main} SET "status" = :status, "end_date" = {study.dialect.now}, '
-            f'"_request" = NULL, "_requested_by" = NULL WHERE {study.member(ID, ":ids")}'
+            f'UPDATE {study.main} SET "status" = :status, {CLOSED.format(now=study.dialect.now)} '
+            f"WHERE {study.member(ID, ':ids')}"
         )
         await study.execute(tx, text, status=status, ids=study.integers(ids))
 

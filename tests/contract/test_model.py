@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -27,18 +27,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from asyncexp.db import connect
-from asyncexp.db.base import DataRefused, Row, Target
+from asyncexp.db.base import DataRefused, Row, Target, Transaction
 from asyncexp.errors import DatabaseQueryError
 from asyncexp.experiment import Experiment
 from asyncexp.rescue import Rescuer
 from asyncexp.schema import BIGINT, DOUBLE, INT, TEXT, Column, Schema, quote
 from asyncexp.store import life, read, rescue, setup, workers
 from asyncexp.store.claim import Wanted, Worker
-from asyncexp.store.flush import End, Flushed, Unit, flush
+from asyncexp.store.flush import End, Flushed, Unit
 from asyncexp.store.rescue import Place, end_from_outside
 from asyncexp.store.rows import fill_rows
 from asyncexp.store.settle import release_unknown, settle
 from asyncexp.store.study import Condition, Study
+from asyncexp.store.together import flush_together
 from tests.contract import sql
 from tests.contract.model import Answer, Ending, Key, Member, Model, Sent
 from tests.contract.model import Row as Expected
@@ -269,7 +270,11 @@ class Machine(RuleBasedStateMachine):
         slot.number += 1
         study, number, units = slot.study, slot.number, units_of(slot.study, sent)
         claims = [wanted] if wanted else []
-        return self._as(slot, lambda: study.db.run(lambda tx: flush(study, tx, slot.worker, units, claims, number)))
+
+        def work(tx: Transaction) -> Awaitable[Flushed]:
+            return flush_together(study, tx, slot.worker, units, claims, number)
+
+        return self._as(slot, lambda: study.db.run(work))
 
     def _expected(self, slot: Slot, sent: Sequence[Sent], wanted: Wanted | None) -> tuple[Answer, list[Key]]:
         worker = slot.worker.id

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -943,7 +943,8 @@ def _add_one_hundred(target: Target, seed: int) -> None:
         chance = random.Random(seed)
         async with also(target) as database:
             for _ in range(100):
-                await database.run(adding)
+                if database.at_once(returning(adding)) is None:
+                    await database.run(adding)
                 await asyncio.sleep(chance.random() * 0.001)
 
     asyncio.run(all_of_them())
@@ -958,6 +959,93 @@ async def test_sqlite_on_a_full_disk(sqlite_target: Target) -> None:
             await database.execute("INSERT INTO texts VALUES (?)", ("x" * 1_000_000,))
         assert not caught.value.unknown
         assert await database.fetch("SELECT count(*) FROM texts") == [(0,)]
+
+
+# ------------------------------------------------------------------------------- small ones, at once
+
+
+@asynccontextmanager
+async def quick(target: Target) -> AsyncIterator[Database]:
+    """A database that does small transactions at once if it ever does, on a slow machine too."""
+    async with opened(target) as database:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sqlite, "LONG_WAYS", 0)
+            patch.setattr(sqlite, "SLOW_SECONDS", 60.0)
+            yield database
+
+
+def returning(work: Callable[[Transaction], Awaitable[None]]) -> Callable[[Transaction], Awaitable[bool]]:
+    async def whole(tx: Transaction) -> bool:
+        await work(tx)
+        return True
+
+    return whole
+
+
+async def test_at_once_is_whole_or_not_at_all(target: Target) -> None:
+    async with quick(target) as database:
+        done = database.at_once(returning(inserting(database, 1, 2)))
+        assert done == (True if target.provider == "sqlite" else None)
+        assert await pairs(database) == ([(1, "1"), (2, "2")] if done else [])
+        if done:
+            assert database.at_once(returning(inserting(database, 3, 1, 4))) is None
+            assert await pairs(database) == [(1, "1"), (2, "2")]
+            with pytest.raises(DuplicateKey):
+                await database.run(returning(inserting(database, 3, 1, 4)))
+
+
+async def test_at_once_does_not_wait_for_another_process(sqlite_target: Target) -> None:
+    async with quick(sqlite_target) as database:
+        with closing(sqlite3.connect(sqlite_target.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert database.at_once(returning(inserting(database, 1))) is None  # or else it waits for 30 s
+            other.execute("ROLLBACK")
+        assert await pairs(database) == []
+        assert await database.run(returning(inserting(database, 1)))
+
+
+async def test_at_once_keeps_out_of_a_call_under_way(sqlite_target: Target) -> None:
+    async with quick(sqlite_target) as database:
+        call = asyncio.create_task(database.run(returning(inserting(database, 1))))
+        await asyncio.sleep(0)
+        assert database.at_once(returning(inserting(database, 2))) is None
+        assert await call
+        assert database.at_once(returning(inserting(database, 2)))
+        await database.close()
+        assert database.at_once(returning(inserting(database, 3))) is None
+
+
+async def test_after_a_slow_one_the_event_loop_is_left_alone(
+    sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "REST_SECONDS", 60.0)
+    async with quick(sqlite_target) as database:
+        monkeypatch.setattr(sqlite, "SLOW_SECONDS", 0.0)
+        assert database.at_once(returning(inserting(database, 1)))
+        assert [database.at_once(returning(inserting(database, 2))) for _ in range(3)] == [None] * 3
+
+
+async def test_the_log_does_not_grow_for_ever_while_all_is_done_at_once(
+    sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done at once never moves it into the file: that waits for the disk."""
+    monkeypatch.setattr(sqlite, "SLOW_SECONDS", 60.0)
+    log = Path(f"{sqlite_target.database}-wal")
+    ways: list[bool] = []
+    longest = 0
+    async with opened(sqlite_target) as database:
+        for number in range(1000):
+
+            async def work(tx: Transaction, number: int = number) -> bool:
+                text = "INSERT INTO pairs (a, b) VALUES (?, zeroblob(40000))"  # ten pages
+                return bool(await tx.execute(text, (number,)))
+
+            ways.append(database.at_once(work) is not None)
+            assert ways[-1] or await database.run(work)
+            longest = max(longest, log.stat().st_size)  # noqa: ASYNC240
+        assert await database.fetch("SELECT count(*) FROM pairs") == [(1000,)]
+    assert ways.count(True) == 980
+    assert longest < 3 * 4_096_000
 
 
 # ------------------------------------------------------------------------------ forks, other loops
