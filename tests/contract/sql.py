@@ -12,7 +12,7 @@ from asyncexp.db import connect
 from asyncexp.db.base import Database, Row, Target, Transaction
 from asyncexp.schema import render
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 def _rendered(db: Database, text: str, values: dict[str, Any]) -> tuple[str, list[Any]]:

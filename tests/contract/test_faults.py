@@ -45,7 +45,8 @@ from tests.servers import PostgresServer, Server
 from tests.studies import experimenter as new_experimenter
 
 servers_only = pytest.mark.parametrize("provider", ["postgresql", "mysql"])
-QUICK = {"heartbeat_interval": 0.25, "lease": 1, "grace": 5}
+QUICK = {"heartbeat_interval": 0.25, "lease": 30, "grace": 5}
+"""Who is held up for a few seconds is not dead."""
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ async def test_a_server_that_dies_with_a_commit_on_the_way(
             await eventually(lambda: len(ran) >= 25 * death)  # noqa: B023
             proxy.dead.clear()
             proxy.moment = moment
-            await asyncio.wait_for(proxy.dead.wait(), 10)
+            await asyncio.wait_for(proxy.dead.wait(), 30)
             server.start()
         assert (await call).done == 120
     assert await invariants(target, 120, ran) == {"done": 120}
@@ -202,7 +203,7 @@ async def test_a_slow_git_holds_up_no_sign_of_life(
 
     def slow() -> dict[str, Any]:
         asked.set()
-        answer.wait(20)
+        answer.wait(60)
         return {"git_commit": "late", "git_dirty": False}
 
     monkeypatch.setattr("asyncexp.provenance.git", slow)
@@ -219,7 +220,7 @@ async def test_a_slow_git_holds_up_no_sign_of_life(
             signs.update(await sql(target, 'SELECT "heartbeat" FROM "experiments_workers"'))
             return len(signs) > 3
 
-        await eventually(several, 5)
+        await eventually(several)  # long before git answers
     finally:
         answer.set()
         go_on.open()
@@ -293,7 +294,7 @@ def lock_waits(server: Server) -> int:
 def make_us_the_victim(server: Server, target: Target) -> str:
     """What the other says first, so that a deadlock ends our transaction and not his."""
     if target.provider == "postgresql":  # who finds the deadlock ends himself; he looks once, so long after he began
-        server.sql(f"ALTER DATABASE {target.database} SET deadlock_timeout = '300ms'")
+        server.sql(f"ALTER DATABASE {target.database} SET deadlock_timeout = '400ms'")
         return "SET LOCAL deadlock_timeout = '60s'"
     server.sql("CREATE TABLE ballast (x INT) SELECT seq AS x FROM seq_1_to_500", target.database)
     return "UPDATE ballast SET x = x + 1"  # who has changed less is ended
@@ -305,26 +306,28 @@ async def test_a_deadlock_is_tried_again(make: Make, target: Target, server: Ser
     """Our flush has the row and wants the worker's, somebody has the worker's and wants the row; three times."""
     first = make_us_the_victim(server, target)
     before = deadlocks(server)
-    ran, gates, runs = shared.seen(), [shared.gate() for _ in range(3)], list[int]()
+    ran, enough, runs = shared.seen(), shared.gate(), list[int]()
 
     async def reports(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
-        for gate in gates:
-            await gate.passed()
+        while not enough.is_open:
             await results.process_results({"result": -1})
+            await asyncio.sleep(0.01)
         await Task(ran)(keys, results, custom)
 
     async with running(make, reports, 1, heartbeat_interval=50, lease=200) as call:
         await eventually(lambda: has_beaten(target))
-        for gate in gates:
+        crossings = 0
+        while deadlocks(server) < before + 3:  # who is held up for a moment misses one
+            crossings += 1
+            assert crossings <= 20, "no deadlocks"
             held, cross = threading.Event(), threading.Event()
             with beside(crossing(first, held, cross, runs), target):
-                await asyncio.to_thread(held.wait, 20)
-                gate.open()
+                await asyncio.to_thread(held.wait, 60)
                 await eventually(lambda: waiting(server, target))
                 cross.set()
+        enough.open()
         assert (await call).done == 1
-    assert len(runs) == 3, "somebody else was the victim"
-    await eventually(lambda: deadlocks(server) >= before + 3)  # PostgreSQL's statistics come a second late
+    assert len(runs) == crossings, "somebody else was the victim"
     assert await invariants(target, 1, ran) == {"done": 1}
 
 
@@ -344,7 +347,7 @@ def crossing(
             await tx.execute(first)
             await tx.execute(f"UPDATE {quote}experiments_workers{quote} SET {quote}name{quote} = 'crossed'")
             held.set()
-            cross.wait(20)
+            cross.wait(60)
             await tx.execute(f"UPDATE {quote}experiments{quote} SET {quote}_requested_by{quote} = NULL")
 
         await database.run(work)
@@ -406,7 +409,7 @@ async def test_a_claim_that_a_lock_holds_up_for_longer_than_its_caller_waits_lea
             quote = database.dialect.quote
             await tx.execute(f"UPDATE {quote}experiments_workers{quote} SET {quote}name{quote} = 'held'")
             held.set()
-            let_go.wait(20)
+            let_go.wait(60)
 
         await database.run(work)
 
@@ -415,7 +418,7 @@ async def test_a_claim_that_a_lock_holds_up_for_longer_than_its_caller_waits_lea
         await eventually(lambda: has_beaten(target))
         with beside(hold, target):
             try:
-                await asyncio.to_thread(held.wait, 20)
+                await asyncio.to_thread(held.wait, 60)
                 may_end.open()
                 await eventually(lambda: "The database is away" in caplog.text)
                 assert await statuses(target) == {"running": 1, "created": 5}
@@ -547,16 +550,18 @@ async def test_a_pickle_in_any_text_or_blob_of_the_tables_is_a_text_or_a_blob(
 async def test_32_processes_at_once_on_one_sqlite_file_each_claim_and_end_rows(
     target: Target, tmp_path: Path, shared: Shared
 ) -> None:
-    ran = shared.seen()
+    ran, go_on = shared.seen(), shared.gate()
     study: dict[str, Any] = {"keyfields": numbers(640)}
     async with new_experimenter(tmp_path, target, **study) as experimenter:
         await experimenter.fill_table_from_config()
-    async with child("share_many", tmp_path, target, str(ran.path), "32", **study) as process:
+    async with child("share_many", tmp_path, target, str(ran.path), str(go_on.path), "32", **study) as process:
+        await eventually(lambda: len(ran) == 32)
+        go_on.open()
         assert await process.told() == [0] * 32
         assert await process.ended() == 0
     assert await invariants(target, 640, ran) == {"done": 640}
     [(workers,)] = await sql(target, 'SELECT COUNT(DISTINCT "_worker") FROM "experiments"')
-    assert workers > 16
+    assert workers == 32
 
 
 async def frozen_inside_a_transaction(path: str, process: Child) -> None:
@@ -586,19 +591,20 @@ def is_locked(path: str) -> bool:
 async def test_a_worker_frozen_inside_a_sqlite_transaction_keeps_the_others_waiting_and_nothing_is_lost(
     make: Make, target: Target, tmp_path: Path, shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For more than two leases; when it goes on, nobody takes its rows, for nobody could write meanwhile."""
+    """For longer than its lease; when it goes on, nobody takes its rows, for nobody could write meanwhile."""
     ran, go_on, frozen_may_end = shared.seen(), shared.gate(), shared.gate()
-    study: dict[str, Any] = {"keyfields": numbers(6), "execution": QUICK}
+    frail = {"heartbeat_interval": 0.75, "lease": 3}
+    study: dict[str, Any] = {"keyfields": numbers(6), "execution": QUICK | frail}
     async with new_experimenter(tmp_path, target, **study) as experimenter:
         await experimenter.fill_table_from_config()
     async with worker(target, tmp_path, "writes", ran, frozen_may_end, n_jobs=1, max_experiments=1, **study) as frozen:
-        async with running(make, Task(ran, go_on), 6, n_jobs=2) as call:
+        async with running(make, Task(ran, go_on), 6, n_jobs=2, **frail) as call:
             await eventually(lambda: len(ran) == 3)
             await frozen_inside_a_transaction(target.database, frozen)
             began = time.monotonic()
             go_on.open()
             await eventually(lambda: "The database is away" in caplog.text)
-            await asyncio.sleep(began + 2.5 - time.monotonic())
+            await asyncio.sleep(began + 3 + 2 * 0.75 + 0.5 - time.monotonic())
             assert not call.done()
             frozen_may_end.open()
             frozen.process.send_signal(signal.SIGCONT)
@@ -776,6 +782,6 @@ async def test_the_rows_of_a_dead_worker_come_back_as_late_as_its_clock_was_ahea
             took = time.monotonic() - died
     assert summary.done == 2
     assert late <= took + CLOCKS["heartbeat_interval"]
-    assert took < late + CLOCKS["lease"] + 2 * CLOCKS["heartbeat_interval"] + 3
+    assert took < late + CLOCKS["lease"] + 2 * CLOCKS["heartbeat_interval"] + 20
     assert await invariants(target, 2, ran, killed=1) == {"done": 2}
     assert len(ran) == 4

@@ -1,6 +1,7 @@
 """Forks many processes that share the rows of one SQLite file, all at once.
 
-Its further arguments: the file that notes what was executed, and how many processes. Says their exit codes.
+Its further arguments: the file that notes what was executed, the gate that experiments wait for, and how many
+processes. Says their exit codes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import os
 import traceback
 from pathlib import Path
 
-from tests.contract.shared import Seen
+from tests.contract.shared import Gate, Seen
 from tests.contract.workers.common import ARGUMENTS, say, study
 from tests.contract.workers.fault import Task
 
-RAN, COUNT = Seen(Path(ARGUMENTS[0])), int(ARGUMENTS[1])
+RAN, GO_ON, COUNT = Seen(Path(ARGUMENTS[0])), Gate(Path(ARGUMENTS[1])), int(ARGUMENTS[2])
 
 
 async def share(ready: int, go: int) -> None:
@@ -22,7 +23,7 @@ async def share(ready: int, go: int) -> None:
         await experimenter.counts()
         os.write(ready, b".")
         await asyncio.to_thread(os.read, go, 1)
-        await experimenter.execute(Task(RAN), n_jobs=1, progress=False)
+        await experimenter.execute(Task(RAN, GO_ON), n_jobs=1, progress=False)
 
 
 def in_child(ready: int, go: int) -> int:
