@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    asleep,
     children,
     crew,
     filling,
@@ -33,7 +34,7 @@ RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
 FILL_ROUNDS = 3
-NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S10", "S11", "S13")
+NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S13")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Plan:
     peer_rows: int
     sizes: Sequence[int]
     """Tables of so many rows, for claims."""
+    asleep: int
+    asleep_on: Sequence[str]
+    asleep_rounds: int
+    beats: int
     crews: Sequence[int]
     crew_on: Sequence[str]
     crew_rows: int
@@ -86,6 +91,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
         yield from growth.measured(place, plan.sizes, plan.rounds)
     if "S8" in plan.names:
         yield logs.measured(place, plan.log_lines, plan.rounds)
+    if "S9" in plan.names and place.provider in plan.asleep_on:
+        yield from asleep.measured(place, plan.asleep, plan.asleep_rounds, plan.beats)
     if "S10" in plan.names and place.provider in plan.crew_on:
         yield from crew.measured(place, plan.crews, plan.crew_rows, plan.rounds)
 
@@ -104,6 +111,10 @@ def _plan(given: argparse.Namespace) -> Plan:
             table=100_000,
             peer_rows=200,
             sizes=(20_000,),
+            asleep=10_000,
+            asleep_on=PROVIDERS[:1],
+            asleep_rounds=1,
+            beats=2,
             crews=(1, 4),
             crew_on=PROVIDERS[:2],
             crew_rows=2_000,
@@ -119,6 +130,10 @@ def _plan(given: argparse.Namespace) -> Plan:
         table=100_000,
         peer_rows=1_000,
         sizes=(100_000, 1_000_000),
+        asleep=10_000,
+        asleep_on=PROVIDERS,
+        asleep_rounds=3,
+        beats=10,
         crews=crew.CREWS,
         crew_on=PROVIDERS,
         crew_rows=20_000,

@@ -49,7 +49,7 @@ def _cells(line: Line) -> list[str]:
         _spread(line.limit, line.unit),
         _spread(line.ours, line.unit) + (f"\n+{max(line.memory_mb):,.0f} MB" if line.memory_mb else ""),
         _score(line),
-        "" if line.reach is None else f"{line.reach:.3g} | {line.beyond:.3g}",
+        " | ".join(f"{wanted:.3g}" for wanted in (line.reach, line.beyond) if wanted is not None),
         f"[{colour}]{verdict}[/]" if colour else "",
     ]
 
