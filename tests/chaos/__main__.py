@@ -8,6 +8,7 @@ import logging
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -94,6 +95,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="decides which fault comes when; random if not given")
     parser.add_argument("--database", choices=(*DATABASES, "all"), default="all")
     given = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell has the first ignored behind `&`
+        signal.signal(number, signal.default_int_handler)
     logging.getLogger("asyncexp-tests").setLevel(logging.CRITICAL)  # of the one that fills and resets
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     databases = DATABASES if given.database == "all" else (given.database,)
