@@ -1,12 +1,14 @@
 """S7: what a claim takes on a large table, against a table of 1,000 rows in the same run.
 
-A claim is what a worker sends when it has a free slot and nothing to write: its flush, committed. Each table
-is filled once and serves every round: claims take rows and leave the others as they are.
+A claim is what a run asks of its worker's writer when it has free slots and nothing to write, from the question
+to the committed answer. Each table is filled once and serves every round: claims take rows and leave the others
+as they are.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import statistics
 import time
@@ -15,7 +17,6 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from asyncexp import provenance
 from asyncexp.db import connect
@@ -23,8 +24,8 @@ from asyncexp.db.base import Target
 from asyncexp.schema import RANDOM_INDEX, Schema, quote
 from asyncexp.store import setup, workers
 from asyncexp.store.claim import Wanted, Worker
-from asyncexp.store.flush import flush
 from asyncexp.store.study import Study
+from asyncexp.writer import Writer
 from benchmarks import study
 from benchmarks.places import Place
 from benchmarks.rounds import Line, Stopwatch, all_in_turns
@@ -169,9 +170,12 @@ async def _prove(target: Target, worker: Worker, rows: int) -> None:
 async def _worker(filled: Filled) -> AsyncIterator[Claimer]:
     """A new worker in the table, its connection open and warm."""
     async with _opened(filled) as of:
-        claimer = Claimer(filled, of)
-        await workers.register(of, claimer.worker, 60.0, provenance.here())
-        yield claimer
+        worker = Worker(time.monotonic_ns(), "growth", provenance.machine())
+        await workers.register(of, worker, 60.0, provenance.here())
+        logger = logging.getLogger("asyncexp-benchmarks")
+        writer = Writer(of, worker, logger, lost=lambda _: None, away=lambda: None, longest_wait_seconds=1.0)
+        yield Claimer(filled, of, worker, writer)
+        await writer.close(10.0)
 
 
 @asynccontextmanager
@@ -184,13 +188,13 @@ async def _opened(filled: Filled) -> AsyncIterator[Study]:
 
 
 class Claimer:
-    """Claims as a worker's writer does."""
+    """Claims as a run does."""
 
-    def __init__(self, filled: Filled, of: Study) -> None:
-        self.study = of
-        self.worker = Worker(time.monotonic_ns(), "growth", provenance.machine())
+    def __init__(self, filled: Filled, of: Study, worker: Worker, writer: Writer) -> None:
+        self.worker = worker
+        self._study = of
+        self._writer = writer
         self._filled = filled
-        self._number = itertools.count(1)
         self._above = 0
 
     async def several(self, kind: Kind) -> tuple[list[float], list[int]]:
@@ -200,12 +204,9 @@ class Claimer:
         while len(times) < kind.times:
             watch = Stopwatch()
             wanted = self._wanted(kind)
-            work: Any = partial(
-                flush, self.study, worker=self.worker, units=[], claims=[wanted], number=next(self._number)
-            )
             with watch.running():
-                flushed = await self.study.db.run(work)
-            [rows] = flushed.claimed
+                rows = await self._writer.claim(wanted)
+            assert rows is not None
             if kind.name == WHERE and not rows:
                 continue  # others took both rows of this number at random
             assert len(rows) == kind.count, (kind, len(rows))
@@ -220,5 +221,5 @@ class Claimer:
             return Wanted(kind.count, random_from=os.urandom(16))
         if kind.name == WHERE:
             where = {"number": next(self._filled.numbers)}
-            return Wanted(kind.count, where=self.study.condition(where, self.study.schema.keyfields))
+            return Wanted(kind.count, where=self._study.condition(where, self._filled.schema.keyfields))
         return Wanted(kind.count, above=self._above)
