@@ -49,7 +49,7 @@ from tests.studies import experimenter as new_experimenter
 servers_only = pytest.mark.parametrize("provider", ["postgresql", "mysql"])
 both_kinds = pytest.mark.parametrize("kind", ["def", "async"])
 CLOSED = "closed while a (worker was attached|call was under way)"
-STUDY: dict[str, Any] = {"keyfields": numbers(3), "execution": {"heartbeat_interval": 0.1, "lease": 1}}
+STUDY: dict[str, Any] = {"keyfields": numbers(3), "execution": {"heartbeat_interval": 0.1, "lease": 30}}
 """A study whose workers look often at what became of their experiments."""
 SLOW: dict[str, Any] = {"keyfields": numbers(3), "execution": {"heartbeat_interval": 50, "lease": 200}}
 """One whose workers do not look at all while a test lasts."""
@@ -614,7 +614,7 @@ async def test_it_waits_for_an_experiment_that_begins_later(make: Make, target: 
     await eventually(lambda: bool(other._attachments))
     async with running(experimenter, shared):
         assert await waiting == "worker of 1 in 1"
-    assert asyncio.get_running_loop().time() - session_began < 20
+    assert asyncio.get_running_loop().time() - session_began < 50
     await all_landed(target)
 
 
@@ -625,7 +625,7 @@ async def test_waiting_ends_with_its_time(make: Make) -> None:
     began = time.monotonic()
     with pytest.raises(ExperimentLostError, match=r"Waited 0\.3 s"):
         await experimenter.attach(reports, 1, wait=0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 30
 
 
 @pytest.mark.executes_nothing
@@ -723,7 +723,7 @@ async def test_a_silent_async_worker_is_cancelled_when_its_experiment_is_lost(
         await attached(seen)
         await take(at, other, target)
         with pytest.raises(ExperimentLostError, match=words):
-            await asyncio.wait_for(silently, 20)
+            await asyncio.wait_for(silently, 30)
         assert seen == ["attached", "cancelled"]
 
 
@@ -737,7 +737,7 @@ async def test_a_plain_worker_should_stop_when_its_experiment_is_lost_and_attach
         await attached(seen)
         await take(at, other, target)
         with pytest.raises(ExperimentLostError, match=words):
-            await asyncio.wait_for(listens, 20)
+            await asyncio.wait_for(listens, 30)
 
 
 async def test_a_plain_worker_hears_of_the_loss_from_its_next_call_and_again_at_the_end(
@@ -807,7 +807,7 @@ async def test_an_async_worker_that_swallows_its_cancellation_is_left_alone_afte
         await attached(seen)
         await at.ended()
         with pytest.raises(ExperimentLostError, match="has finished"):
-            await asyncio.wait_for(works, 10)
+            await asyncio.wait_for(works, 30)
         assert "swallowed its cancellation" in caplog.text
         gate.open()
         await eventually(lambda: "ended" in seen)
@@ -838,7 +838,7 @@ async def test_a_request_for_the_experiment_is_heard_of_in_an_attached_worker(
     listens = asyncio.create_task(other.attach(listening(kind, seen, log=True), 1))
     await attached(seen)
     assert await getattr(other, ask)([1]) == [1]
-    assert await asyncio.wait_for(listens, 10) == "stopped"
+    assert await asyncio.wait_for(listens, 30) == "stopped"
     gate.open()
     assert (await call).stopped_by is None
     assert await lines(target) == [(1, 1, 0, None)]
@@ -862,7 +862,7 @@ async def test_that_it_should_stop_is_heard_of_in_an_attached_worker(
             case "migrate":
                 wider = numbers(3) | {"more": {"type": "INT", "values": [1], "default": 1}}
                 await make(keyfields=wider).migrate()
-        assert await asyncio.wait_for(listens, 10) == "stopped"
+        assert await asyncio.wait_for(listens, 30) == "stopped"
         assert (await at.ended()).done == 1
     assert await lines(target) == [(1, 1, 0, None)]
 
@@ -976,7 +976,7 @@ async def test_closing_the_experimenter_ends_the_wait_for_an_experiment(
     await eventually(lambda: bool(other._attachments))
     await other.aclose()
     with pytest.raises(DatabaseConnectionError, match=CLOSED):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 30)
     assert await attached_rows(target) == []
 
 
@@ -1008,7 +1008,7 @@ async def test_an_attached_worker_may_close_its_experimenter(make: Make, target:
     other = make(**SLOW)
     async with running(make(**SLOW), shared) as at:
         with pytest.raises(DatabaseConnectionError, match=CLOSED):
-            await asyncio.wait_for(other.attach(worker, at.id), 10)
+            await asyncio.wait_for(other.attach(worker, at.id), 30)
     assert await lines(target) == [(1, 1, 1, None)]
 
 
@@ -1094,7 +1094,7 @@ async def test_each_has_one_connection_and_shares_that_of_an_idle_experimenter(
             works.append(asyncio.create_task(experimenter.attach(hanging("async", seen, gate), at.id)))
             await attached(seen, len(works))
             expected += more
-            assert sessions() == expected
+            await eventually(lambda: sessions() == expected)  # noqa: B023
         assert (await opened.counts())["running"] == 1
         gate.open()
         assert await asyncio.gather(*works) == ["logged"] * 5
@@ -1178,7 +1178,7 @@ async def test_cancelling_it_while_the_database_is_away_ends_in_time(
             await eventually(lambda: "The database is away" in caplog.text)  # what it sent waits to be committed
             works.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(works, 10)
+                await asyncio.wait_for(works, 30)
         finally:
             server.start()
 

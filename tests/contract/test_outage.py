@@ -112,8 +112,8 @@ async def test_a_claim_whose_answer_never_comes_leaves_no_row_running(
             proxy.resume()
         assert (await call).done == 5
     await everything_ran_once(target, ran, 5)
-    given_back = await sql(target, 'SELECT "experiment_id", "outcome" FROM "experiments_attempts" ORDER BY 1')
-    assert given_back == [(2, "released"), (3, "released")][:taken]
+    first = 'SELECT "experiment_id", "outcome" FROM "experiments_attempts" WHERE "attempt" = 1 ORDER BY 1'
+    assert (await sql(target, first))[:taken] == [(2, "released"), (3, "released")][:taken]
 
 
 @servers_only
@@ -135,7 +135,7 @@ async def test_a_flush_whose_commit_was_not_answered_is_settled_and_not_repeated
         proxy.cut_after(b"COMMIT")
         begin.open()
         await first_end.passed()
-        await asyncio.wait_for(proxy.fired.wait(), 10)
+        await asyncio.wait_for(proxy.fired.wait(), 30)
         end_first.open()
         await second_end.passed()
         proxy.cut_after(b"COMMIT")
@@ -241,8 +241,14 @@ async def test_a_server_that_crashes_and_comes_back_in_the_middle_of_a_run(
 
 @servers_only
 async def test_on_outage_stop_ends_the_run_when_the_database_goes_away(
-    make: Make, target: Target, server: Server, shared: Shared, caplog: pytest.LogCaptureFixture
+    make: Make,
+    target: Target,
+    server: Server,
+    shared: Shared,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("asyncexp.writer.FLUSH_LIMIT_SECONDS", 30)  # a slow answer is no outage
     execution = {"heartbeat_interval": 0.5, "lease": 2, "on_outage": "stop"}
     experimenter = make(keyfields=numbers(8), execution=execution)
     await experimenter.fill_table_from_config()
@@ -341,7 +347,7 @@ async def test_a_run_that_is_told_to_stop_while_the_database_is_away_ends_in_tim
         await eventually(said(caplog, "The database is away"))
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(call, 10)
+            await asyncio.wait_for(call, 30)
         assert said(caplog, "could not be stored")()
         await experimenter.aclose()
     finally:

@@ -30,7 +30,7 @@ from tests.studies import experimenter as new_experimenter
 
 STATES = 'SELECT "status", "_attempt" FROM "experiments" WHERE "ID" <= 2 ORDER BY "ID"'
 SLOW = {"heartbeat_interval": 50, "lease": 200}
-QUICK = {"heartbeat_interval": 0.2, "lease": 1}
+QUICK = {"heartbeat_interval": 0.2, "lease": 30}
 """How soon requests are noticed where the database has no NOTIFY."""
 
 
@@ -60,7 +60,7 @@ async def ended(target: Target, run: Held, ids: list[int], mode: Mode) -> None:
     async def over() -> bool:
         return await sql(target, text) == [(0,)]
 
-    await eventually(over, seconds=10)
+    await eventually(over)
     if mode != "process":
         await eventually(lambda: sorted(run.cancelled) == ids)
 
@@ -87,7 +87,7 @@ async def test_a_silent_function_whose_row_is_reset_or_deleted_is_ended_soon(
     async with held(make, run := new_held(shared), jobs=2) as (call, other):
         assert await getattr(other, take)("running", ids=[1]) == 1
         if mode != "process":
-            await eventually(lambda: run.cancelled == [1], seconds=5)
+            await eventually(lambda: run.cancelled == [1])
         told = "Experiment 1 (attempt 1) was taken away from this worker: the row was reset or deleted"
         await eventually(lambda: told in caplog.text)
         run.let_go.open()
@@ -121,7 +121,7 @@ async def test_a_rescue_waits_for_no_lock(make: Make, target: Target, shared: Sh
         await change(target, 'UPDATE "experiments_workers" SET "heartbeat" = "started", "lease" = 0')
         [suspect] = await suspects(study, 0, Place(None, None, None))
         async with locked(target, 2):  # as by a flush of its worker's that is half-way
-            assert await asyncio.wait_for(rescue(study, suspect, 3), 2) is None
+            assert await asyncio.wait_for(rescue(study, suspect, 3), 15) is None
             assert await sql(target, STATES) == [("running", 1), ("running", 1)]
         assert await rescue(study, suspect, 3) == Rescued((1, 2))
         run.let_go.open()
@@ -132,7 +132,7 @@ async def test_a_rescue_waits_for_no_lock(make: Make, target: Target, shared: Sh
 async def test_a_cancelled_row_is_not_tried_again(make: Make, target: Target, shared: Shared, mode: Mode) -> None:
     async with held(make, run := new_held(shared), jobs=1, execution=QUICK | {"retries": 3}) as (call, other):
         await other.cancel(1)
-        summary = await asyncio.wait_for(call, 10)
+        summary = await asyncio.wait_for(call, 30)
     assert (summary.error, summary.retried) == (1, 0)
     assert run.cancelled == ([] if mode == "process" else [1])
 
@@ -168,7 +168,7 @@ async def test_threads_are_told_and_may_end_by_themselves(make: Make, target: Ta
     assert await other.cancel([1]) == [1]
     assert await other.release([2]) == [2]
     began.abort()  # whatever begins after that fails at once
-    summary = await asyncio.wait_for(call, 10)
+    summary = await asyncio.wait_for(call, 30)
     assert summary.error >= 1
     states = await sql(target, 'SELECT "status", "error" FROM "experiments" WHERE "ID" IN (1, 2) ORDER BY "ID"')
     assert [status for status, _ in states] == ["error", "created"]
@@ -192,10 +192,10 @@ async def test_a_thread_whose_row_is_reset_sees_that_it_should_stop(make: Make, 
     call = asyncio.create_task(worker.execute(run, max_experiments=1))
     await asyncio.to_thread(began.wait, 30)
     assert await other.reset_experiments("running", ids=[1]) == 1
-    heard = await asyncio.to_thread(listened.wait, 5)
+    heard = await asyncio.to_thread(listened.wait, 30)
     over.set()
     assert heard
-    assert (await asyncio.wait_for(call, 10)).lost == 1
+    assert (await asyncio.wait_for(call, 30)).lost == 1
 
 
 @pytest.mark.in_process_only("a thread cannot be ended")
@@ -215,9 +215,9 @@ async def test_a_thread_that_does_not_listen_loses_its_row_after_grace(make: Mak
     call = asyncio.create_task(worker.execute(run))
     await asyncio.to_thread(began.wait, 30)
     await other.cancel([1])
-    assert (await asyncio.wait_for(call, 10)).error == 1
+    assert (await asyncio.wait_for(call, 30)).error == 1
     release.set()
-    assert await asyncio.to_thread(refused.wait, 10)
+    assert await asyncio.to_thread(refused.wait, 30)
     assert await sql(target, 'SELECT "status", "result" FROM "experiments"') == [("error", None)]
 
 
@@ -257,7 +257,7 @@ async def test_another_experimenter_stops_a_worker_gracefully(make: Make, target
         began.append(keys["number"])
         await until(lambda: results.should_stop)
 
-    execution = {"heartbeat_interval": 0.2, "lease": 1, "grace": 60}
+    execution = QUICK | {"grace": 60}
     worker, other = (make(keyfields=numbers(10), execution=execution) for _ in range(2))
     await worker.fill_table_from_config()
     for expected in (3, 6):  # a worker may be stopped, set to work, and stopped again
@@ -266,7 +266,7 @@ async def test_another_experimenter_stops_a_worker_gracefully(make: Make, target
         [info] = await other.workers()
         assert (info.state, info.running) == ("live", 3)
         assert await other.stop([info.id]) == [info.id]
-        summary = await asyncio.wait_for(call, 10)
+        summary = await asyncio.wait_for(call, 30)
         assert (summary.done, summary.stopped_by) == (3, "stop")
         assert await audit(target) == {"done": expected, "created": 10 - expected}
     await worker.aclose()
@@ -288,7 +288,7 @@ async def test_by_notify_a_request_is_noticed_at_once(
         took = time.monotonic() - began
         run.let_go.open()
         await call
-    assert took < 5, f"{took:.1f} s; the next beat was 100 s away"
+    assert took < 30, f"{took:.1f} s; the next beat was 100 s away"
 
 
 class Blocking:
@@ -332,7 +332,7 @@ class Blocking:
 async def test_a_request_that_comes_before_the_worker_knows_of_its_row_is_kept(
     make: Make, target: Target, tmp_path: Path
 ) -> None:
-    execution = {"heartbeat_interval": 0.05, "lease": 1}
+    execution = {"heartbeat_interval": 0.05, "lease": 30}
     worker = make(keyfields=numbers(3), execution=execution)
     await worker.fill_table_from_config()
 
@@ -344,7 +344,7 @@ async def test_a_request_that_comes_before_the_worker_knows_of_its_row_is_kept(
         assert in_thread(lambda: asyncio.run(cancel())) == [number]
 
     run = Blocking(target.database, ask)
-    summary = await asyncio.wait_for(worker.execute(run, n_jobs=2), 20)
+    summary = await asyncio.wait_for(worker.execute(run, n_jobs=2), 60)
     assert (summary.done, summary.error) == (2, 1)
     [(text,)] = await sql(target, 'SELECT "error" FROM "experiments" WHERE "ID" = 3')
     assert text.startswith("cancelled by ")

@@ -70,6 +70,11 @@ async def overdue(target: Target, pid: int | None = None) -> None:
     await change(target, f'UPDATE "experiments_workers" SET "lease" = 0 WHERE {whose}')
 
 
+async def in_time(target: Target) -> None:
+    """Takes `overdue` back."""
+    await change(target, 'UPDATE "experiments_workers" SET "lease" = 30')
+
+
 async def freeze(worker: Told | Child, target: Target) -> None:
     """Stops a worker's clock, until SIGCONT, at a moment when it holds no lock of the database."""
 
@@ -235,6 +240,7 @@ async def test_a_frozen_worker_loses_its_rows_is_told_and_goes_on_with_others(
         summary = await other.execute(nothing, until="finished")
         assert summary.done == 6
         await other.reset_experiments(ids=[5, 6])
+        await in_time(target)
         worker.process.send_signal(signal.SIGCONT)
         more = await began(worker, 2)
         assert not set(more) & set(ids)
@@ -574,6 +580,7 @@ async def test_a_row_that_was_lost_and_put_back_is_taken_again_by_the_call_that_
             return await statuses(target) == {"created": 6}
 
         await eventually(back)
+        await in_time(target)
         worker.process.send_signal(signal.SIGCONT)
         assert await worker.began(2) == [2, 5]
         gate.open()

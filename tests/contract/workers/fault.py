@@ -117,6 +117,24 @@ class Told(logging.Handler):
         say(["log", record.getMessage()])
 
 
+def transactions(ran: Seen) -> Seen:
+    """Where a worker on SQLite notes each transaction that it is about to begin, beside what it ran."""
+    return Seen(ran.path.with_suffix(".transactions"))
+
+
+def note_transactions(begun: Seen) -> None:
+    from asyncexp.db.sqlite import Session  # children, which find their functions in this module, need none
+
+    statement = Session.statement
+
+    def noted(session: Session, sql: str, *given: Any) -> Any:
+        if sql.startswith("BEGIN"):
+            begun.append(sql)
+        return statement(session, sql, *given)
+
+    Session.statement = noted  # type: ignore[method-assign, assignment]
+
+
 def set_limits(limits: Mapping[str, float]) -> None:
     for name, value in limits.items():
         module, _, constant = name.rpartition(".")
@@ -128,7 +146,9 @@ async def main() -> None:
     set_limits(given.get("limits", {}))
     logging.getLogger("asyncexp-tests").addHandler(Told())
     gates: dict[str, Any] = {name: Gate(Path(given[name])) for name in ("go_on", "may_end") if given.get(name)}
-    function = FUNCTIONS[given["function"]](Seen(Path(given["ran"])), **gates, **given.get("marks", {}))
+    ran = Seen(Path(given["ran"]))
+    note_transactions(transactions(ran))
+    function = FUNCTIONS[given["function"]](ran, **gates, **given.get("marks", {}))
     async with study() as experimenter:
         say(["open"])
         summary = await experimenter.execute(function, progress=False, **given["keywords"])
