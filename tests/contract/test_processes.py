@@ -26,8 +26,6 @@ from tests.contract.shared import Gate, Seen, Shared
 from tests.contract.support import Keys, audit, eventually, numbers
 from tests.studies import experimenter as new_experimenter
 
-SOON_SECONDS = 1.5
-
 
 @pytest.fixture
 async def make(target: Target, tmp_path: Path) -> AsyncIterator[Make]:
@@ -339,12 +337,12 @@ async def test_a_time_limit_kills_the_group_and_keeps_what_was_written(
 ) -> None:
     seen = shared.seen()
     experimenter = await filled(make, 4)
-    summary = await experimenter.execute(hang(seen, shared.gate()), n_jobs=2, timeout=0.3)
+    summary = await experimenter.execute(hang(seen, shared.gate()), n_jobs=2, timeout=1.5)
     assert (summary.done, summary.error) == (0, 4)
-    assert all(gone(pid) for pair in seen for pid in pair)
+    await eventually(lambda: all(gone(pid) for pair in seen for pid in pair))
     assert len({pid for pid, _ in seen}) == 4
     rows = await sql.fetch(target, 'SELECT "result", "error" FROM "experiments"')
-    assert all(result == 1 and "TimeoutError" in text and "0.3 s" in text for result, text in rows)
+    assert all(result == 1 and "TimeoutError" in text and "1.5 s" in text for result, text in rows)
     await audit(target)
 
 
@@ -354,7 +352,7 @@ async def test_a_lost_row_kills_its_child_and_the_slot_goes_on(make: Make, targe
     running = asyncio.create_task(experimenter.execute(hang(seen, gate), n_jobs=2))
     await eventually(lambda: len(seen) == 2)
     await sql.execute(target, 'UPDATE "experiments" SET "_worker" = 1 WHERE "ID" = 1')
-    await eventually(lambda: any(all(map(gone, pair)) for pair in seen), 10)
+    await eventually(lambda: any(all(map(gone, pair)) for pair in seen))
     await eventually(lambda: len(seen) == 3)
     gate.open()
     summary = await running
@@ -369,18 +367,16 @@ async def test_whatever_ends_the_call_ends_its_children_and_their_rows_go_back(
     experimenter = await filled(make, 6)
     running = asyncio.create_task(experimenter.execute(hang(seen, gate), n_jobs=2, grace=0.2))
     await eventually(lambda: len(seen) == 2)
-    began = time.monotonic()
     if way == "cancelled":
         running.cancel()
     elif way == "closed":
         await experimenter.aclose()
     else:
         await experimenter.stop()
-    await asyncio.wait([running], timeout=10)
-    assert time.monotonic() - began < 2 * SOON_SECONDS
+    await asyncio.wait([running], timeout=30)
     assert running.cancelled() or (running.exception() is None and running.result().released == 2)
-    assert all(gone(pid) for pair in seen for pid in pair)
-    assert children() == []
+    await eventually(lambda: all(gone(pid) for pair in seen for pid in pair))
+    await eventually(lambda: children() == [])
     assert await audit(target) == {"created": 6}
 
 
@@ -434,13 +430,22 @@ async def test_should_stop_is_heard_and_what_is_returned_then_counts(
     assert await sql.fetch(target, 'SELECT "result" FROM "experiments"') == [(1,), (1,)]
 
 
-async def test_two_calls_at_once_on_one_experimenter_have_children_of_their_own(make: Make, target: Target) -> None:
+async def test_two_calls_at_once_on_one_experimenter_have_children_of_their_own(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    seen, everybody = shared.seen(), shared.gate()
+
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
+        if not everybody.is_open:
+            seen.append(os.getpid())
+            everybody.wait()
         results.process_results({"text": str(os.getpid())})
-        time.sleep(0.01)
 
     experimenter = await filled(make, 40)
-    first, second = await asyncio.gather(*(experimenter.execute(run, n_jobs=2) for _ in range(2)))
+    calls = [asyncio.create_task(experimenter.execute(run, n_jobs=2)) for _ in range(2)]
+    await eventually(lambda: len(seen) == 4)
+    everybody.open()
+    first, second = await asyncio.gather(*calls)
     assert first.done + second.done == 40
     assert await audit(target) == {"done": 40}
-    assert 3 <= len(set(await sql.fetch(target, 'SELECT "text" FROM "experiments"'))) <= 4
+    assert set(await sql.fetch(target, 'SELECT "text" FROM "experiments"')) == {(str(pid),) for pid in seen}

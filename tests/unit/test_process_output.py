@@ -119,7 +119,7 @@ async def test_a_flood_is_shown_whole_and_keeps_nobody_waiting(study: Study, rep
 
     began = time.monotonic()
     assert (await (await study(1)).execute(run, n_jobs=1)).done == 1
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert len(out.getvalue()) == 10_000_000
     assert set(out.lines()) == {"y" * 99}
 

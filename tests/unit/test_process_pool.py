@@ -144,11 +144,15 @@ async def test_a_module_that_a_child_cannot_import_is_one_clear_error_and_the_ro
 
 
 async def test_one_child_a_slot_is_reused_and_replaced_after_its_most_tasks(
-    study: Study, sqlite_target: Target
+    study: Study, sqlite_target: Target, shared: Shared
 ) -> None:
+    seen = shared.seen()
+
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         results.process_results({"text": str(os.getpid())})
-        time.sleep(0.02)
+        seen.append(os.getpid())
+        while len(set(seen)) < 3:  # until there is a child in each slot
+            time.sleep(0.005)
 
     experimenter = await study(32)
     await experimenter.execute(run, n_jobs=3, max_experiments=20)
@@ -162,46 +166,45 @@ async def test_one_child_a_slot_is_reused_and_replaced_after_its_most_tasks(
 
 
 async def test_a_child_that_is_replaced_and_does_not_end_is_killed(
-    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch, shared: Shared
 ) -> None:
     from asyncexp.pools import process
 
     monkeypatch.setattr(process, "CLOSE_SECONDS", 0.2)
+    go_on = shared.gate()
 
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         import threading
 
         threading.Thread(target=threading.Event().wait).start()
+        if keys["number"] == 10:
+            go_on.wait()
         results.process_results({"text": str(os.getpid())})
-        time.sleep(0.1)
-
-    def living() -> int:
-        return sum(Path(f"/proc/{pid}").exists() for pid in pids)
 
     experimenter = await study(12)
     running = asyncio.create_task(experimenter.execute(run, n_jobs=1, max_tasks_per_child=1))
     await eventually(partial(some_done, sqlite_target, 10))
     pids = [pid for pid in await told(sqlite_target) if pid is not None]
-    assert living() <= 6
+    assert len(set(pids)) == 10
+    await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    go_on.open()
     assert (await running).done == 12
 
 
-async def _some(target: Target, count: int) -> bool:
-    [(found,)] = await sql(target, 'SELECT COUNT(*) FROM "experiments" WHERE "status" = \'done\'')
-    return int(found) >= count
-
-
 async def test_worker_env_is_one_value_for_all_or_dealt_by_slot(
-    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch
+    study: Study, sqlite_target: Target, monkeypatch: pytest.MonkeyPatch, shared: Shared
 ) -> None:
     monkeypatch.setenv("SET_BEFORE", "by the parent")
+    pids = shared.seen()
 
     def run(keys: Keys, results: SyncResultProcessor, _: Keys) -> None:
         names = ("DEVICE", "EVERYWHERE", "SET_BEFORE")
         seen = subprocess.run(["/usr/bin/env"], capture_output=True, text=True, check=True).stdout.splitlines()
         assert all(f"{name}={os.environ[name]}" in seen for name in names)
         results.process_results({"text": json.dumps([os.environ[name] for name in names])})
-        time.sleep(0.1)
+        pids.append(os.getpid())
+        while len(set(pids)) < 3:  # until there is a child in each slot
+            time.sleep(0.005)
 
     experimenter = await study(12, execution={"worker_env": {"DEVICE": ["0", "1"], "EVERYWHERE": "yes"}})
     await experimenter.execute(run, n_jobs=3)
