@@ -26,6 +26,7 @@ from benchmarks import (
     report,
     startup,
     throughput,
+    waking,
 )
 from benchmarks.places import PROVIDERS, Place
 from benchmarks.rounds import Line
@@ -34,7 +35,7 @@ RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
 FILL_ROUNDS = 3
-NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S13")
+NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S12", "S13")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Plan:
     crews: Sequence[int]
     crew_on: Sequence[str]
     crew_rows: int
+    waking: waking.Size
+    waking_on: Sequence[str]
     python: Path | None = None
     """The interpreter of the peer; None: without peers."""
 
@@ -95,6 +98,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
         yield from asleep.measured(place, plan.asleep, plan.asleep_rounds, plan.beats)
     if "S10" in plan.names and place.provider in plan.crew_on:
         yield from crew.measured(place, plan.crews, plan.crew_rows, plan.rounds)
+    if "S12" in plan.names and place.provider in plan.waking_on:
+        yield waking.measured(place, plan.waking)
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -118,6 +123,8 @@ def _plan(given: argparse.Namespace) -> Plan:
             crews=(1, 4),
             crew_on=PROVIDERS[:2],
             crew_rows=2_000,
+            waking=waking.Size(3, 1),
+            waking_on=PROVIDERS[1:2],
             python=python,
         )
     return Plan(
@@ -137,6 +144,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         crews=crew.CREWS,
         crew_on=PROVIDERS,
         crew_rows=20_000,
+        waking=waking.Size(5, 4),
+        waking_on=PROVIDERS,
         python=python,
     )
 

@@ -170,14 +170,16 @@ class Postgres(Bare):
 
     @classmethod
     async def open(cls, target: Target) -> Postgres:
-        return cls(
-            await asyncpg.connect(
-                host=target.host,
-                port=target.port,
-                user=target.user,
-                password=target.password,
-                database=target.database,
-            )
+        return cls(await cls.connect(target))
+
+    @staticmethod
+    async def connect(target: Target) -> asyncpg.Connection[asyncpg.Record]:
+        return await asyncpg.connect(
+            host=target.host,
+            port=target.port,
+            user=target.user,
+            password=target.password,
+            database=target.database,
         )
 
     async def turn(self, ended: Sequence[int], count: int) -> list[Taken]:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncexp import Experimenter, ResultProcessor
+from asyncexp import Experimenter, ResultProcessor, config
 from asyncexp.db import connect
 from asyncexp.db.base import Target
 from asyncexp.schema import Schema, quote, render
@@ -54,6 +54,12 @@ def joined(folder: Path) -> Experimenter:
         log_level="WARNING",
         log_file=folder / "benchmark.log",
     )
+
+
+def target(folder: Path) -> Target:
+    """The database that the files in `folder` name."""
+    credentials = folder / "credentials.yml"
+    return config.target(joined(folder).configuration, credentials if credentials.exists() else None)
 
 
 def schema(made: Experimenter) -> Schema:

@@ -11,14 +11,14 @@ import pytest
 
 from asyncexp.db.base import Target
 from benchmarks import __main__ as command
-from benchmarks import crew, profile, study, throughput
+from benchmarks import crew, profile, study, throughput, waking
 from benchmarks.places import Place
 from benchmarks.rounds import Judged, Line, in_turns
 from benchmarks.throughput import Size
 
 ROWS = 50
 TINY = command.Plan(
-    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S13"}),
+    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S12", "S13"}),
     size=Size(rounds=2, factor=1, rows=ROWS),
     fill=ROWS,
     fill_on=("sqlite",),
@@ -34,6 +34,8 @@ TINY = command.Plan(
     crews=(1, 2),
     crew_on=("sqlite",),
     crew_rows=500,
+    waking=waking.Size(2, 1, poll_seconds=0.05),
+    waking_on=("sqlite",),
 )
 
 
@@ -57,6 +59,7 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
         ("S8", 10),
         *[("S9", 100)] * 3,
         ("S10", 100),
+        ("S12", 1),
         ("S13", None),
     ]
     for line in told["lines"]:
@@ -64,7 +67,7 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
             assert len(side["rounds"]) == (command.FILL_ROUNDS if line["name"] in ("S5", "S6") else 2)
             assert line["name"] == "S9" or side["min"] > 0  # a hundred that sleep may fit in memory that is there
             assert side["min"] <= side["median"] <= side["max"]
-        if line["name"] == "S9":
+        if line["name"] in ("S9", "S12"):
             assert line["figure"]["of_medians"] == line["ours"]["median"]
             assert line["ours"]["median"] > 0 or line["unit"] == "kB each"
         else:
