@@ -30,9 +30,10 @@ from asyncexp.errors import ExperimentLostError, PyExperimenterError
 from asyncexp.experiment import ExperimentId
 from asyncexp.fields import Fields, LogRows, clean, fraction
 from asyncexp.pools.base import Cancelled, Result, is_async, own, raised, returned
-from asyncexp.pools.frames import Frames, packed
+from asyncexp.pools.frames import first, packed
 from asyncexp.results import ResultProcessor, Send, SyncResultProcessor
 from asyncexp.values import ColumnType, encoder
+from asyncexp.waiting import LOOK_SECONDS, Once
 
 CHUNK = 65536
 NO_LINE = 123
@@ -223,16 +224,28 @@ def _show_in_main(made: list[Any]) -> None:
 
 
 class Line:
-    """The stream to the parent, for any thread of the child; whoever waits for an answer reads for all."""
+    """The stream to the parent, for any thread of the child; whoever waits for an answer reads for all.
+
+    A signal's handler that raises may end any of its calls: nothing is torn apart by that, and no lock stays taken.
+    Python looks for signals after a call and where a loop begins again, nowhere else. So what belongs together is
+    one call, `extend` with `map` for instance, or statements without any; and what one leaves half-done, the next
+    that comes finishes.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.pid = os.getpid()
         self.told_to_stop = False
-        self._frames = Frames()
         self.sending = threading.Lock()
+        self._unsent = bytearray()
+        self._sent: list[int] = []
+        """Bytes of `_unsent` that are sent."""
         self._reading = threading.Lock()
-        self._changed = threading.Condition(threading.Lock())
+        self._come: list[bytes] = []
+        """Read, and not yet in `_held`."""
+        self._held = bytearray()
+        self._waiting: list[Once] = []
+        """Of those who wait while another reads."""
         self._answers: dict[int, Refusal] = {}
         self._orders: list[Any] = []
         self._numbers = itertools.count()
@@ -244,7 +257,12 @@ class Line:
         with self.sending:
             if allowed is not None:
                 allowed()
-            self.sock.sendall(data)
+            self._unsent += data
+            while self._unsent:
+                if not self._sent:
+                    self._sent.extend(map(self.sock.send, (self._unsent,)))
+                del self._unsent[: self._sent[0]]
+                del self._sent[0]
 
     async def ask_now(self, allowed: Callable[[], None], kind: str, *what: Any) -> None:
         """Sends and waits for the answer, without an event loop; raises what the parent says."""
@@ -256,7 +274,7 @@ class Line:
             raise _error(refusal)
 
     def ask_later(self, allowed: Callable[[], None], kind: str, *what: Any) -> asyncio.Future[None]:
-        """The same on an event loop that calls `look` when something has come."""
+        """The same on an event loop that calls `look_again` when something has come."""
         number = next(self._numbers)
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaited[number] = told
@@ -267,37 +285,67 @@ class Line:
         """The next order of the parent's."""
         while not self._orders:
             self._read_or_wait(lambda: bool(self._orders))
-        return self._orders.pop(0)
+        order = self._orders[0]
+        del self._orders[0]
+        return order
 
     def _read_or_wait(self, satisfied: Callable[[], bool]) -> None:
-        if self._reading.acquire(blocking=False):
-            try:
-                if not satisfied():
-                    self._take(self.sock.recv(CHUNK))
-            finally:
-                self._reading.release()
-            with self._changed:
-                self._changed.notify_all()
-        else:
-            with self._changed:
-                self._changed.wait_for(lambda: satisfied() or not self._reading.locked())
+        def take() -> None:
+            if not satisfied():
+                self._take(0)
+
+        once = Once()
+        self._waiting.append(once)
+        if not self._read(take) and not satisfied():
+            once.wait_at_most(LOOK_SECONDS)
 
     def look(self) -> None:
         """Takes what has come, without waiting."""
-        if self._reading.acquire(blocking=False):
-            try:
-                with suppress(BlockingIOError):
-                    while True:
-                        self._take(self.sock.recv(CHUNK, socket.MSG_DONTWAIT))
-            finally:
-                self._reading.release()
-            with self._changed:
-                self._changed.notify_all()
+        self._read(self._take_all)
 
-    def _take(self, data: bytes) -> None:
-        if not data:  # the parent closed the line: nothing that is done here matters to anybody
-            os._exit(0)
-        for message in self._frames.feed(data):
+    def look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The same; once more on the loop if it is interrupted, for what was read is not announced a second time."""
+        try:
+            self.look()
+        except BaseException:
+            loop.call_soon(self.look)
+            raise
+
+    def _take_all(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                self._take(socket.MSG_DONTWAIT)
+
+    def _read(self, take: Callable[[], object]) -> bool:
+        """Reads, unless somebody else does: whether it did."""
+        mine: list[bool] = []
+        try:
+            mine.extend(map(self._reading.acquire, (False,)))
+            if mine[0]:
+                take()
+        finally:
+            if mine and mine[0]:
+                self._reading.release()
+        if mine[0]:
+            self._wake_others()
+        return mine[0]
+
+    def _wake_others(self) -> None:
+        while self._waiting:
+            with suppress(IndexError):  # another one wakes them, too
+                self._waiting.pop().set()
+
+    def _take(self, flags: int) -> None:
+        """Takes what has come; waits if nothing has, unless the flags forbid it."""
+        if not self._come and first(self._held) is None:
+            self._come.extend(map(self.sock.recv, (CHUNK,), (flags,)))
+        if self._come:
+            if not self._come[0]:  # the parent closed the line: nothing that is done here matters to anybody
+                os._exit(0)
+            self._held += self._come[0]
+            del self._come[0]
+        while (found := first(self._held)) is not None:
+            message, end = found
             match message:
                 case ("answer", number, answer):
                     self._answered(number, answer)
@@ -305,18 +353,21 @@ class Line:
                     self.told_to_stop = True
                 case ("order", order):
                     self.told_to_stop = False
-                    self._orders.append(order)
+                    self._orders += (order,)
+            del self._held[:end]
 
     def _answered(self, number: int, refusal: Refusal) -> None:
-        told = self._awaited.pop(number, None)
+        told = self._awaited.get(number)
         if told is None:
             self._answers[number] = refusal
-        elif told.done():  # its caller was cancelled
             return
+        if told.done():  # its caller was cancelled
+            pass
         elif refusal is None:
             told.set_result(None)
         else:
             told.set_exception(_error(refusal))
+        del self._awaited[number]
 
 
 def _error(refusal: tuple[str, str]) -> Exception:
@@ -442,7 +493,7 @@ class Worker:
 
     async def _watched(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Any:
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._line.sock, self._line.look)
+        loop.add_reader(self._line.sock, self._line.look_again, loop)
         try:
             return await self._function(keyfields, processor, own(self._custom))
         finally:

@@ -27,13 +27,21 @@ class Frames:
         held += data
         found: list[Any] = []
         start = 0
-        while len(held) - start >= _HEAD.size:
-            (length,) = _HEAD.unpack_from(held, start)
-            end = start + _HEAD.size + length
-            if len(held) < end:
-                break
-            found.append(pickle.loads(held[start + _HEAD.size : end]))  # noqa: S301  (our own child's, or parent's)
-            start = end
+        while (each := first(held, start)) is not None:
+            message, start = each
+            found.append(message)
         if start:
             del held[:start]
         return found
+
+
+def first(held: bytearray, start: int = 0) -> tuple[Any, int] | None:
+    """The message that begins there, and where it ends; None if it is not complete."""
+    if len(held) - start < _HEAD.size:
+        return None
+    (length,) = _HEAD.unpack_from(held, start)
+    begin = start + _HEAD.size
+    end = begin + length
+    if len(held) < end:
+        return None
+    return pickle.loads(held[begin:end]), end  # noqa: S301  (our own child's, or parent's)
