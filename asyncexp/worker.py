@@ -461,11 +461,11 @@ class Run:
             return
         if live.report is not None:
             live.report.close()
-        self._drop(live)
+        handle = self._drop(live)
         self._host.writer.forget(live.key)
-        if live.handle is not None:
-            live.handle.cancel()
-            live.handle.abandon()
+        if handle is not None:
+            handle.cancel()
+            handle.abandon()
         self._ended(live, ended, end.error, end)
         self._wake()
 
@@ -553,22 +553,27 @@ class Run:
         self._wake()
         self._host.writer.end(live.key, end, partial(self._stored, live, alike, end), now=not self._provided)
 
-    def _drop(self, live: Live) -> None:
+    def _drop(self, live: Live) -> Handle | None:
+        """Forgets an attempt; what may still be running of it.
+
+        Its report and handle refer to it: a cycle in each would keep the garbage collector busy, a third of all time.
+        """
+        handle, live.handle, live.report = live.handle, None, None
         live.over = True
         for timer in live.timers:
             timer.cancel()
         self._live.pop(live.key, None)
         self._host.live.pop(live.key, None)
+        return handle
 
     def lost(self, live: Live) -> None:
         """The row is no longer this worker's: its function is cancelled and nothing is written."""
         if live.over:
             return
-        self._drop(live)
-        if live.handle is not None:
+        if (handle := self._drop(live)) is not None:
             # A call under way has just been answered: its caller is to see that answer before the cancellation.
-            self._loop.call_soon(live.handle.cancel)
-            live.handle.abandon()
+            self._loop.call_soon(handle.cancel)
+            handle.abandon()
         self._count("lost")
         if self._ids is not None:  # whoever has it may put it back
             self._ids[live.key[0]] = None

@@ -35,9 +35,11 @@ LOG_ROOM = 20_000
 """Log lines held before the function that sends more has to wait."""
 FLUSH_CALLS = 2_000
 FLUSH_BYTES = 4_000_000
-FEW_CALLS = 32
+FEW_CALLS = 256
 FEW_BYTES = 100_000
 """A flush that is no larger is done at once where the database is a file: the event loop waits for it."""
+MANY_CALLS = 32
+"""Attempts that all wait for the same flush are told in two halves if they are so many."""
 FLUSH_LIMIT_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 0.05
 
@@ -430,16 +432,29 @@ class Writer:
 
     # -------------------------------------------------------------------------------------- telling
 
-    def _tell(self, calls: Iterable[Call], claims: Sequence[Claim], flushed: Flushed) -> None:
-        for call in calls:
-            if call.logs is not None:
-                self._logs_gone(call.logs)
-            self._answer(call, flushed)
+    def _tell(self, calls: Sequence[Call], claims: Sequence[Claim], flushed: Flushed) -> None:
+        if self._all_in_step(calls) and not flushed.refused:
+            # What the first half sends next is on its way to the database while the second half runs.
+            middle = len(calls) // 2
+            self._loop.call_soon(self._answer_all, calls[middle:], flushed)
+            calls = calls[:middle]
+        self._answer_all(calls, flushed)
         for key in flushed.refused:
             self._forget_lost(key)
         answers: Sequence[Claimed] = flushed.claimed if len(flushed.claimed) == len(claims) else [None] * len(claims)
         for claim, answer in zip(claims, answers, strict=True):
             self._hand_over(claim, answer)
+
+    def _all_in_step(self, calls: Sequence[Call]) -> bool:
+        """Whether nearly all that runs here waited for this flush, so that either the database works or they do."""
+        many = len(calls) >= MANY_CALLS and 3 * len(calls) >= 2 * len(self.known)
+        return many and self._study.dialect.elsewhere
+
+    def _answer_all(self, calls: Iterable[Call], flushed: Flushed) -> None:
+        for call in calls:
+            if call.logs is not None:
+                self._logs_gone(call.logs)
+            self._answer(call, flushed)
 
     def _answer(self, call: Call, flushed: Flushed) -> None:
         failure = lost(ExperimentId(*call.key, self._worker.id)) if call.key in flushed.refused else None

@@ -53,7 +53,7 @@ LONG_WAY_EVERY = 100
 LONG_WAYS = 2
 """Of so many transactions, so many visit the thread: one moves the log, the next begins it anew, both on the disk."""
 SLOW_SECONDS = 0.005
-"""A transaction that held the event loop up for longer has the next ones visit the thread."""
+"""Transactions that hold the event loop up for longer, on a moving average, have the next ones visit the thread."""
 REST_SECONDS = 0.25
 LONGEST_REST_SECONDS = 60.0
 FORK_WAIT_SECONDS = 2.0
@@ -122,6 +122,7 @@ DIALECT = Dialect(
     returning=True,
     batch="many",
     partial_indexes=True,
+    elsewhere=False,
     member="{column} IN (SELECT value FROM json_each({values}))",
     bind_list=lambda values: json.dumps(list(values)),
     text_equal="{column} = {value}",
@@ -300,6 +301,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._turns = 0
+        self._usual = 0.0
         self._rest_seconds = REST_SECONDS
         self._rests_until = 0.0
 
@@ -310,11 +312,13 @@ class Pace:
 
     def took(self, seconds: float) -> None:
         """Notes how long one took."""
-        if seconds > SLOW_SECONDS:
+        self._usual += (seconds - self._usual) / 8
+        if self._usual > SLOW_SECONDS:
+            self._usual = 0.0
             self.rest()
             self._rest_seconds = min(LONGEST_REST_SECONDS, self._rest_seconds * 2)
-        else:
-            self._rest_seconds = max(REST_SECONDS, self._rest_seconds / 2)
+        elif seconds < SLOW_SECONDS:
+            self._rest_seconds = max(REST_SECONDS, self._rest_seconds * 0.9)
 
     def rest(self) -> None:
         """Sends the next ones to the thread."""
