@@ -46,12 +46,14 @@ def measured(place: Place, count: int, rounds: int, beats: int) -> Iterator[Line
         return [told[name] for told in taken["bare"]], [told[name] for told in taken["ours"]]
 
     statements = [told["statements"] for told in taken["ours"]]
-    facts = {"experiments": count, "beats": beats, "beat_seconds": BEAT_SECONDS, "traced_kb_each": traced}
+    facts = {"experiments": count, "traced_kb_each": traced}
     last = taken["ours"][-1]["sent"]
     yield line("asleep; limit: bare tasks", "kB each", *figures("each_kb"), reach=10.0, beyond=4.0, facts=facts)
     yield line("asleep; limit: one", "statements a beat", [1.0] * rounds, statements, reach=1.0, facts={"sent": last})
     what = f"asleep, a beat each {BEAT_SECONDS:g} s; limit: bare tasks"
-    yield line(what, "% of a core", *figures("core_percent"), reach=5.0, facts=facts)
+    yield line(
+        what, "% of a core", *figures("core_percent"), reach=5.0, facts={"beats": beats, "beat_seconds": BEAT_SECONDS}
+    )
 
 
 def _told(place: Place, count: int, beats: int, side: str, memory: str) -> Told:

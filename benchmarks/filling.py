@@ -2,73 +2,72 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import itertools
 import os
-import threading
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from asyncexp.db.base import Target
 from asyncexp.store.fill import Filled
 from benchmarks import bare, study
 from benchmarks.places import Place
+from benchmarks.processes import child, say
 from benchmarks.rounds import Line, Stopwatch, in_turns
 
 BATCH = 10_000
 COLUMNS = ("number", "kind", "creation_date", "status", "_attempt", "_counted_from", "_key_hash")
-SAMPLE_SECONDS = 0.02
+MOST_MB = 200.0
+"""That a fill may take, however many rows it adds."""
 
 
 def measured(place: Place, rows: int, rounds: int) -> list[Line]:
     """S5, and S6 whose limit is the first fill of the same round."""
-    first: list[float] = []
-    again: list[float] = []
-    grown: list[float] = []
+    told: list[dict[str, float]] = []
 
     def ours() -> float:
-        with place.empty() as (folder, target), memory() as growth:
-            fills = study.run(_ours(folder, target, rows))
-        first.append(rows / fills[0])
-        again.append(rows / fills[1])
-        grown.append(growth[0])
-        return first[-1]
+        told.append(_ours(place, rows))
+        return rows / told[-1]["first_seconds"]
 
-    limit, _ = in_turns(rounds, lambda: _limit(place, rows), ours)
-    facts = {"rows": rows, "memory_growth_mb": max(grown)}
-    what = "fill from a grid"
+    limit, first = in_turns(rounds, lambda: _limit(place, rows), ours)
+    again = [rows / round_["again_seconds"] for round_ in told]
     reach, beyond = (None, None) if place.provider == "mysql" else (0.4, 0.7)
+    line = partial(Line, unit="rows/s", database=place.shown, memory_most_mb=MOST_MB)
+    memory = {name: [round_[f"{name}_mb"] for round_ in told] for name in ("first", "again")}
     return [
-        Line("S5", what, "rows/s", limit, first, place.shown, None, reach, beyond, facts=facts),
-        Line(
+        line(
+            "S5",
+            "fill from a grid",
+            limit=limit,
+            ours=first,
+            reach=reach,
+            beyond=beyond,
+            memory_mb=memory["first"],
+            facts={"rows": rows},
+        ),
+        line(
             "S6",
             "fill again; limit: the first",
-            "rows/s",
-            first,
-            again,
-            place.shown,
-            None,
-            1.0,
-            2.0,
+            limit=first,
+            ours=again,
+            reach=1.0,
+            beyond=2.0,
+            memory_mb=memory["again"],
             facts={"rows": rows},
         ),
     ]
 
 
-async def _ours(folder: Path, target: Target, rows: int) -> tuple[float, float]:
-    """Seconds of the first and of the second fill."""
-    first, second = Stopwatch(), Stopwatch()
-    async with study.experimenter(folder, target, rows) as made:
-        await made.create_table()
-        with first.running():
-            added = await made.fill_table_from_config()
-        with second.running():
-            again = await made.fill_table_from_config()
-        assert (added, again) == (Filled(rows, 0), Filled(0, rows)), (added, again)
-    return first.seconds, second.seconds
+def _ours(place: Place, rows: int) -> dict[str, float]:
+    """Seconds and megabytes of the first and of the second fill, in a process that does nothing else."""
+    with place.empty() as (folder, target):
+        study.experimenter(folder, target, rows)
+        with child("filling", str(folder), str(rows)) as process:
+            return process.hear()
 
 
 def _limit(place: Place, rows: int) -> float:
@@ -109,22 +108,44 @@ def _hash(target: Target) -> Any:
     return os.urandom(8).hex() if target.provider == "mysql" else os.urandom(16)
 
 
-@contextmanager
-def memory() -> Iterator[list[float]]:
-    """How much this process's memory grew at most meanwhile, in MB."""
-    growth = [0.0]
-    over = threading.Event()
-    process = psutil.Process()
-    before = process.memory_info().rss
+# ------------------------------------------------------------------------------------- in the process
 
-    def watch() -> None:
-        while not over.wait(SAMPLE_SECONDS):
-            growth[0] = max(growth[0], (process.memory_info().rss - before) / 1e6)
 
-    watcher = threading.Thread(target=watch, name="memory")
-    watcher.start()
-    try:
-        yield growth
-    finally:
-        over.set()
-        watcher.join()
+async def _fills(folder: Path, rows: int) -> dict[str, float]:
+    """Fills a new table twice."""
+    told: dict[str, float] = {}
+    async with study.joined(folder) as made:
+        await made.create_table()
+        for name, wanted in (("first", Filled(rows, 0)), ("again", Filled(0, rows))):
+            gc.collect()
+            watch, growth = Stopwatch(), Growth()
+            with watch.running():
+                filled = await made.fill_table_from_config()
+            told |= {f"{name}_seconds": watch.seconds, f"{name}_mb": growth.most_mb()}
+            assert filled == wanted, (filled, wanted)
+    return told
+
+
+class Growth:
+    """How much this process's memory has grown at most since, by the kernel's own mark."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the mark is what it is now
+        self._before = self._kilobytes("VmRSS")
+
+    def most_mb(self) -> float:
+        return (self._kilobytes("VmHWM") - self._before) * 1024 / 1e6
+
+    @staticmethod
+    def _kilobytes(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def main() -> None:
+    folder, rows = sys.argv[1:]
+    say(**asyncio.run(_fills(Path(folder), int(rows))))
+
+
+if __name__ == "__main__":
+    main()
