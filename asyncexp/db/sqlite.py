@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401  (it has something to do at a fork, too: not first while we wait for one)
-import json
 import os
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -124,7 +122,7 @@ DIALECT = Dialect(
     partial_indexes=True,
     elsewhere=False,
     member="{column} IN (SELECT value FROM json_each({values}))",
-    bind_list=lambda values: json.dumps(list(values)),
+    bind_list=lambda values: f"[{','.join(map(str, values))}]",
     text_equal="{column} = {value}",
     bind={bool: int, Decimal: float, datetime: _stamp},
 )
@@ -570,16 +568,20 @@ def file_system(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------ errors
 
 
-@contextmanager
-def translating(place: str) -> Iterator[None]:
+class translating:
     """Turns sqlite3's errors into ours."""
-    try:
-        yield
-    except Exception as error:
-        ours = translated(error, place)
-        if ours is None:
-            raise
-        raise ours from error
+
+    __slots__ = ("_place",)
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and (ours := translated(error, self._place)) is not None:
+            raise ours from error
 
 
 _BY_CODE: Mapping[str, tuple[type[DatabaseError], str]] = {

@@ -66,7 +66,7 @@ async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -
     for order, part in passes(wanted):
         left = wanted.count - len(taken)
         if left > 0:
-            taken += await _take(study, tx, worker, replace(wanted, count=left), order, part)
+            taken += await _take(study, tx, worker, wanted, left, order, part)
     if added is not None and not taken:
         raise DatabaseError(
             "This experiment exists already, and another is about to take or change it. Nothing was run."
@@ -83,21 +83,21 @@ def passes(wanted: Wanted) -> list[tuple[str, str]]:
 
 
 async def _take(
-    study: Study, tx: Transaction, worker: Worker, wanted: Wanted, order: str, part: str
+    study: Study, tx: Transaction, worker: Worker, wanted: Wanted, count: int, order: str, part: str
 ) -> list[Experiment]:
-    values = parameters(study, worker, wanted)
+    values = parameters(study, worker, wanted, count)
     candidates = f"FROM {study.main} WHERE {filtered(study, wanted, part)} ORDER BY {order} LIMIT :count"
     take = _take_returning if study.dialect.returning else _take_in_two
     return experiments(study, worker, wanted, await take(study, tx, candidates, values, changes(study, wanted.status)))
 
 
-def parameters(study: Study, worker: Worker, wanted: Wanted) -> dict[str, Any]:
-    """What the statements of a claim are given."""
+def parameters(study: Study, worker: Worker, wanted: Wanted, count: int) -> dict[str, Any]:
+    """What the statements of a claim are given, for so many rows at most."""
     return dict(
         wanted.where.params,
         above=wanted.above,
         random_from=wanted.random_from,
-        count=wanted.count,
+        count=count,
         since=wanted.since,
         ids=study.integers(wanted.ids) if wanted.ids else None,
         worker=worker.id,

@@ -126,7 +126,7 @@ def _take(query: _Query, worker: Worker, wanted: Wanted) -> None:
         f'AS {query.name("picked")} WHERE "ID" = "_picked" RETURNING {columns(study)}'
     )
     query.add("taken", text)
-    query.values |= parameters(study, worker, wanted)
+    query.values |= parameters(study, worker, wanted, wanted.count)
     query.selects.append(f"SELECT TRUE, {columns(study)} FROM {query.name('taken')}")
 
 
