@@ -173,7 +173,7 @@ class Blocks:
             await self._block()
         elif keys["number"] == 2:
             self._third_began = True
-            await asyncio.sleep(5)
+            await asyncio.sleep(60)
 
     async def _block(self) -> None:
         with closing(sqlite3.connect(self._target.database)) as table:
@@ -187,7 +187,7 @@ class Blocks:
 
     def _wait_for_a_beat(self, table: sqlite3.Connection) -> None:
         beat = "SELECT MAX(heartbeat) FROM experiments_workers"
-        last, end = table.execute(beat).fetchall(), time.monotonic() + 10
+        last, end = table.execute(beat).fetchall(), time.monotonic() + 30
         while table.execute(beat).fetchall() == last:
             assert time.monotonic() < end
             time.sleep(0.005)
@@ -309,7 +309,7 @@ async def test_closing_ends_while_the_database_is_silent(
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await asyncio.wait_for(experimenter.aclose(), 20)
+        await asyncio.wait_for(experimenter.aclose(), 40)
         proxy.cut()
 
 

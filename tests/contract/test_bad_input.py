@@ -87,7 +87,7 @@ async def test_a_database_that_cannot_be_reached(
                 await call()
             _check_clear(raised.value)
             assert target.database in str(raised.value)
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 55
 
 
 class _Unopened:
@@ -109,7 +109,7 @@ async def test_a_wrong_password_is_not_waited_for(target: Target, tmp_path: Path
         begin = time.monotonic()
         with pytest.raises(DatabaseConnectionError, match="check user and password"):
             await experimenter.execute(never, database_wait=60.0)
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 50
 
 
 @on_servers

@@ -63,7 +63,7 @@ async def test_a_new_keyfield_stops_the_workers_that_do_not_know_it(make: Make, 
     running = asyncio.create_task(old.execute(_until_told(begun), n_jobs=2))
     await eventually(lambda: len(begun) == 2)
     await new.migrate()
-    summary = await asyncio.wait_for(running, 20)
+    summary = await asyncio.wait_for(running, 60)
     assert (summary.done, summary.stopped_by) == (2, "stop")
 
 
@@ -101,7 +101,7 @@ async def test_each_of_several_stops_is_heard(make: Make, shared: Shared) -> Non
         await eventually(lambda: len(begun) > turn)  # noqa: B023
         [worker] = await other.workers()
         assert await other.stop([worker.id]) == [worker.id]
-        assert (await asyncio.wait_for(running, 20)).stopped_by == "stop"
+        assert (await asyncio.wait_for(running, 60)).stopped_by == "stop"
 
 
 async def test_what_others_took_is_not_left(make: Make) -> None:
@@ -128,5 +128,5 @@ async def test_a_dropped_table_ends_the_run_that_uses_it(make: Make, shared: Sha
     await other.delete_table()
     dropped.open()
     with pytest.raises(Exception, match="experiments"):
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
     await one.aclose()

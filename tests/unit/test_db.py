@@ -191,7 +191,7 @@ async def test_the_clock_is_utc_and_adds_seconds(target: Target) -> None:
             f"SELECT {dialect.now}, {later}, {dialect.later.format(seconds='-2.5')}", (90.25,)
         )
         moment, ahead, behind = (datetime.fromisoformat(str(time)) for time in (now, then, past))
-        assert abs((datetime.now(UTC).replace(tzinfo=None) - moment).total_seconds()) < 5
+        assert abs((datetime.now(UTC).replace(tzinfo=None) - moment).total_seconds()) < 60
         assert (ahead - moment).total_seconds() == pytest.approx(90.25, abs=0.1)
         assert (behind - moment).total_seconds() == pytest.approx(-2.5, abs=0.1)
         if isinstance(now, str):
@@ -267,28 +267,30 @@ async def test_shielded_prefers_the_cancellation_to_the_result_of_the_work() -> 
 
 async def test_300_random_cancellations_leave_whole_transactions(target: Target) -> None:
     async with opened(target) as database:
-        chance = random.Random(7)
+        chance, began = random.Random(7), time.monotonic()
+        await database.run(inserting(database, 9990, 9991, 9992))
+        longest = max(0.004, 2 * (time.monotonic() - began))
         for n in range(300):
             task = asyncio.create_task(database.run(inserting(database, 10 * n, 10 * n + 1, 10 * n + 2)))
-            await asyncio.sleep(chance.random() * 0.004)
+            await asyncio.sleep(chance.random() * longest)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         rows = [number for number, _ in await pairs(database)]
         starts = [number for number in rows if number % 10 == 0]
         assert rows == [start + k for start in starts for k in range(3)]
-        assert starts, "no transaction ever began: the delays are too short to show anything"
+        assert len(starts) > 1, "no transaction ever began: the delays are too short to show anything"
 
 
 async def test_a_cancelled_caller_that_still_waits_for_its_turn_goes_at_once(target: Target) -> None:
     async with opened(target) as database, also(target) as other:
         async with _held_open(other, inserting(other, 1)):
-            first = asyncio.create_task(database.run(inserting(database, 1), limit_seconds=3))
+            first = asyncio.create_task(database.run(inserting(database, 1), limit_seconds=30))
             await asyncio.sleep(0.05)
             second = asyncio.create_task(database.run(inserting(database, 5)))
             await asyncio.sleep(0.01)
             second.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(second, 0.5)
+                await asyncio.wait_for(second, 10)
         with pytest.raises(DuplicateKey):
             await first
         assert await pairs(database) == [(1, "1")]
@@ -333,7 +335,7 @@ async def test_a_locked_row_is_an_outage_whose_end_is_known(target: Target) -> N
             started = time.monotonic()
             with pytest.raises(Outage) as caught:
                 await database.run(inserting(database, 1), limit_seconds=1.5)
-            assert time.monotonic() - started < 3.0
+            assert time.monotonic() - started < 15
             assert not caught.value.unknown
         await database.run(inserting(database, 2))
         assert await pairs(database) == [(1, "1"), (2, "2")]
@@ -349,7 +351,7 @@ async def test_a_statement_that_takes_too_long_ends_on_the_server_too(target: Ta
         started = time.monotonic()
         with pytest.raises(Outage) as caught:
             await database.fetch(forever[target.provider], limit_seconds=0.5)
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 15
         assert not caught.value.unknown
         assert await pairs(database) == []
 
@@ -374,10 +376,10 @@ async def test_a_stalled_server_is_an_outage(target: Target) -> None:
 async def test_a_swallowed_answer_to_an_autocommitted_write_is_unknown(target: Target) -> None:
     async with opened(target), Proxy(target) as proxy, also(proxy.target) as database:
         delete = sql(database, 'DELETE FROM "pairs"')
-        await database.execute(delete, limit_seconds=0.4)
+        await database.execute(delete, limit_seconds=2)  # the same, or else the server is told first
         proxy.swallow()
         with pytest.raises(Outage) as caught:
-            await database.execute(delete, limit_seconds=0.4)
+            await database.execute(delete, limit_seconds=2)
         assert caught.value.unknown
 
 
@@ -421,7 +423,7 @@ async def test_the_end_of_an_unanswered_call_is_settled_when_it_says_so(target: 
             with pytest.raises(Outage) as caught:
                 await database.run(inserting(database, 1), limit_seconds=1.0)
             wait = caught.value.settled_after - time.monotonic()
-            assert wait < 3.0
+            assert wait < 15
             await asyncio.sleep(max(wait, 0.0))
         assert await pairs(direct) == [(1, "1")]
 
@@ -555,11 +557,11 @@ async def test_notifications_are_heard_also_after_a_reconnection(target: Target,
         await other.listen("news", heard.put_nowait)
         text = sql(database, str(database.dialect.notify).replace(":channel", "?").replace(":payload", "?"))
         await database.run(lambda tx: tx.fetch(text, ("news", "first")))
-        assert await asyncio.wait_for(heard.get(), 5) == "first"
+        assert await asyncio.wait_for(heard.get(), 30) == "first"
         server.end_sessions(target.database)
         await other.fetch("SELECT 1")
         await database.run(lambda tx: tx.fetch(text, ("news", "second")))
-        assert await asyncio.wait_for(heard.get(), 5) == "second"
+        assert await asyncio.wait_for(heard.get(), 30) == "second"
 
 
 @pytest.mark.parametrize("provider", ["sqlite", "mysql"])
