@@ -50,6 +50,7 @@ class Plan:
     child_rows: int
     table: int
     peer_rows: int
+    queues: peers.Size
     sizes: Sequence[int]
     """Tables of so many rows, for claims."""
     asleep: int
@@ -78,13 +79,15 @@ def measured(plan: Plan, ready: Sequence[Place]) -> Iterator[Line]:
     if "S13" in plan.names:
         yield reading.measured(plan.table, plan.rounds)
     if "S2" in plan.names and plan.python is not None:
-        yield peers.measured(plan.python, plan.peer_rows, plan.size)
+        yield peers.of_sqlite(plan.python, plan.peer_rows, plan.size)
 
 
 def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
     for at_once in throughput.AT_ONCE:
         if ("S3" if at_once == 1 else "S1") in plan.names:
             yield throughput.measured(place, at_once, plan.size)
+    if "S2" in plan.names and place.provider == "postgresql":
+        yield from peers.of_postgres(place, plan.size, plan.queues)
     if "S4" in plan.names and place.provider == "sqlite":
         yield children.measured(place, plan.child_rows, plan.rounds)
     if {"S5", "S6"} & plan.names and place.provider in plan.fill_on:
@@ -115,6 +118,7 @@ def _plan(given: argparse.Namespace) -> Plan:
             child_rows=2_000,
             table=100_000,
             peer_rows=200,
+            queues=peers.Size(1, 4_000, {"pgqueuer": (200,), "procrastinate": (50,)}),
             sizes=(20_000,),
             asleep=10_000,
             asleep_on=PROVIDERS[:1],
@@ -136,6 +140,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         child_rows=20_000,
         table=100_000,
         peer_rows=1_000,
+        queues=peers.Size(5, 20_000, {"pgqueuer": (10, 50, 200, 1_000), "procrastinate": (1, 10, 50, 200)}),
         sizes=(100_000, 1_000_000),
         asleep=10_000,
         asleep_on=PROVIDERS,
@@ -167,8 +172,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_words(NAMES), metavar="S1,S3,…", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--databases", type=_words(PROVIDERS), default=list(PROVIDERS), metavar="sqlite,…")
     parser.add_argument("--json", type=Path, help="where the figures go (default: benchmarks/results/)")
-    parser.add_argument("--peers", action="store_true", help="S2 too: PyExperimenter 1.4.2, in .venv-legacy")
-    parser.add_argument("--legacy-python", type=Path, help="S2 too, with the PyExperimenter of this interpreter")
+    parser.add_argument("--peers", action="store_true", help="S2 with PyExperimenter 1.4.2 too, in .venv-legacy")
+    parser.add_argument("--legacy-python", type=Path, help="S2 with the PyExperimenter of this interpreter too")
     return parser.parse_args(arguments)
 
 

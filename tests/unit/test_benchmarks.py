@@ -11,7 +11,7 @@ import pytest
 
 from asyncexp.db.base import Target
 from benchmarks import __main__ as command
-from benchmarks import crew, profile, study, throughput, waking
+from benchmarks import crew, peers, profile, study, throughput, waking
 from benchmarks.places import Place
 from benchmarks.rounds import Judged, Line, in_turns
 from benchmarks.throughput import Size
@@ -26,6 +26,7 @@ TINY = command.Plan(
     child_rows=ROWS,
     table=ROWS,
     peer_rows=0,
+    queues=peers.Size(1, 0, {}),
     sizes=(6_000,),
     asleep=100,
     asleep_on=("sqlite",),
