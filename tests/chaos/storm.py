@@ -50,9 +50,9 @@ PAUSE_SECONDS = (0.2, 1.0)
 """From one fault to the next."""
 OPEN_ROWS, FILLED_AT_ONCE = 60, 40
 FEED_SECONDS, SAMPLE_SECONDS = 0.5, 1.0
-FINISH_SECONDS = 90.0
+FINISH_SECONDS = 180.0
 """So long the workers may take to finish when the storm is over."""
-LEFT_SECONDS = 10.0
+LEFT_SECONDS = 30.0
 """So long processes and connections may take to end after that."""
 
 

@@ -14,7 +14,7 @@ SECONDS = 7
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_storm_loses_nothing_and_does_nothing_twice(provider: str) -> None:
     """Its seed is random, and printed."""
     command = [sys.executable, "-m", "tests.chaos", "--seconds", str(SECONDS), "--database", provider]

@@ -112,7 +112,7 @@ def expected(from_checkpoint: dict[int, int], still_at: int = STILL_AT) -> list[
     return made
 
 
-def soon(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def soon(condition: Callable[[], bool], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s"
@@ -134,7 +134,7 @@ def kill(job: subprocess.Popen[str]) -> None:
     for process in family(job):
         with suppress(psutil.NoSuchProcess):  # a child goes when its worker does
             process.kill()
-    job.communicate(timeout=30)
+    job.communicate(timeout=90)
     assert job.returncode == -signal.SIGKILL
 
 
@@ -157,8 +157,8 @@ def test_a_preempted_job_goes_on_exactly_where_it_was(
             stand_still(folder, {1, 2})
             processes = family(job)
             job.terminate()
-            out, _ = job.communicate(timeout=30)
-            _, left = psutil.wait_procs(processes, timeout=5)
+            out, _ = job.communicate(timeout=90)
+            _, left = psutil.wait_procs(processes, timeout=30)
         finally:
             job.kill()
     assert not left  # nothing that SIGKILL would find
@@ -261,7 +261,7 @@ def test_the_script_for_slurm_puts_a_stopped_job_into_the_queue_again(
         try:
             stand_still(folder, {1, 2})
             job.terminate()  # as `--signal=B:TERM@60` does it: the script alone
-            job.communicate(timeout=30)
+            job.communicate(timeout=90)
         finally:
             job.kill()
     assert job.returncode == os.EX_TEMPFAIL
@@ -269,7 +269,7 @@ def test_the_script_for_slurm_puts_a_stopped_job_into_the_queue_again(
     assert statuses(folder / "checkpoint.db", "annealing") == {"created": ROWS}
 
     with submit(folder, cluster) as job:
-        out, _ = job.communicate(timeout=60)
+        out, _ = job.communicate(timeout=120)
     assert job.returncode == 0, out
     assert (tmp_path / "queue.txt").read_text() == "requeue 4711\n"
     assert len(noted(folder)) == ROWS * SWEEPS
@@ -284,7 +284,7 @@ def test_the_script_for_slurm_asks_for_a_job_again_only_if_it_was_stopped_and_no
     tmp_path: Path, status: int, state: str, again: bool
 ) -> None:
     with submit(EXAMPLES / "checkpoint", commands(tmp_path / "bin", f"exit {status}", state)) as job:
-        out, _ = job.communicate(timeout=30)
+        out, _ = job.communicate(timeout=90)
     assert (job.returncode, out) == (status, "")
     assert (tmp_path / "queue.txt").exists() == again
 

@@ -49,7 +49,7 @@ def run(folder: Path, cwd: Path | None = None, script: str = "run.py") -> tuple[
     """What a script wrote to stdout and stderr; it must end well."""
     with start(folder, cwd, script) as child:
         try:
-            out, err = child.communicate(timeout=200)
+            out, err = child.communicate(timeout=350)
         finally:
             child.kill()
     assert child.returncode == 0, out + err
@@ -75,7 +75,7 @@ def check_ignored(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("folder", ["svm"], indirect=True)
 def test_svm(folder: Path) -> None:
     out, err = run(folder)
@@ -116,7 +116,7 @@ def check_picture(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("folder", ["async_calls"], indirect=True)
 def test_async_calls(folder: Path) -> None:
     out, _ = run(folder)
@@ -134,7 +134,7 @@ def test_async_calls(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("folder", ["async_calls"], indirect=True)
 def test_a_stopped_example_goes_on_where_it_was(folder: Path) -> None:
     with start(folder, stderr=subprocess.STDOUT) as child:  # one pipe: what it prints must come in order
@@ -143,7 +143,7 @@ def test_a_stopped_example_goes_on_where_it_was(folder: Path) -> None:
             assert child.stdout.readline() == "Experiments: 3000 added, 0 were there already.\n"
             assert child.stdout.readline().startswith("progress: ")
             child.send_signal(signal.SIGINT)
-            out, _ = child.communicate(timeout=60)
+            out, _ = child.communicate(timeout=120)
         finally:
             child.kill()
     assert child.returncode == 1
@@ -231,7 +231,7 @@ def test_the_readme_on_a_server(tmp_path: Path, server: Server) -> None:
 
     credentials.chmod(0o644)
     with start(tmp_path, tmp_path) as child:
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=120)
     assert child.returncode == 1
     assert "chmod 600" in err.splitlines()[-1]
 

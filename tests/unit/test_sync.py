@@ -115,9 +115,9 @@ def rows(target: Target, text: str) -> list[tuple[Any, ...]]:
 
 
 def soon(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < end, "not within 10 s"
+        assert time.monotonic() < end, "not within 30 s"
         time.sleep(0.005)
 
 
@@ -503,7 +503,7 @@ def test_forgotten_it_is_closed_when_it_is_collected(make: Make, sqlite_target: 
     del one
     gc.collect()
     for thread in new:
-        thread.join(10)
+        thread.join(30)
     assert not any(thread.is_alive() for thread in new)
     assert stopped(sqlite_target) == [True]
 
@@ -545,7 +545,7 @@ def test_an_interruption_that_the_main_thread_overslept_is_sent_again(
 
     def sleeps(keys: Keys, results: ResultProcessor, custom: Keys) -> None:
         began.open()
-        time.sleep(20)
+        time.sleep(60)
 
     def stop() -> None:
         began.wait()
@@ -555,9 +555,10 @@ def test_an_interruption_that_the_main_thread_overslept_is_sent_again(
         stopping = threads.submit(stop)
         start = time.monotonic()
         assert one.execute(sleeps).released == 1
-        assert time.monotonic() - start < 10
-        stopping.result(10)
-    assert sent == [signal.SIGINT] * 2
+        assert time.monotonic() - start < 30
+        stopping.result(30)
+    assert len(sent) >= 2
+    assert set(sent) == {signal.SIGINT}
 
 
 def test_closing_while_a_call_is_under_way_stops_it_and_gives_its_rows_back(

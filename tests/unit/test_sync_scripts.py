@@ -20,7 +20,7 @@ from tests.contract.support import numbers
 from tests.studies import write_configuration
 from tests.unit.children import program
 
-SOON_SECONDS = 5.0
+SOON_SECONDS = 20.0
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+  \| py-experimenter - (INFO|WARNING) ")
 
 HEAD = """
@@ -99,7 +99,7 @@ def script(folder: Path, text: str, head: str = HEAD) -> Iterator[subprocess.Pop
         yield process
 
 
-def ended(process: subprocess.Popen[str], *, seconds: float = 30) -> list[str]:
+def ended(process: subprocess.Popen[str], *, seconds: float = 60) -> list[str]:
     """What it said, if it ended well: with 0, and nothing on stderr but log lines."""
     said, complaints = process.communicate(timeout=seconds)
     assert "\n".join(line for line in complaints.splitlines() if not LOG_LINE.match(line)) == ""
@@ -127,7 +127,7 @@ def soon(condition: Callable[[], bool], seconds: float = SOON_SECONDS) -> None:
 
 def begun(folder: Path, count: int = 1) -> None:
     """Returns when so many experiments have begun."""
-    soon(lambda: len(Seen(folder / "seen")) >= count, 30)
+    soon(lambda: len(Seen(folder / "seen")) >= count, 60)
 
 
 def stopping(process: subprocess.Popen[str]) -> None:
@@ -175,7 +175,7 @@ def test_a_script_that_closes_nothing_ends_cleanly(folder: Path, text: str) -> N
 
 def test_a_script_that_leaves_by_exit_in_the_middle_ends_cleanly_and_at_once(folder: Path) -> None:
     with script(folder, "experimenter.execute(run, max_experiments=1)\nsys.exit(3)") as process:
-        _, complaints = process.communicate(timeout=30)
+        _, complaints = process.communicate(timeout=60)
     assert process.returncode == 3
     assert "Traceback" not in complaints
     assert all_stopped(folder)
@@ -183,7 +183,7 @@ def test_a_script_that_leaves_by_exit_in_the_middle_ends_cleanly_and_at_once(fol
 
 def test_a_script_that_fails_shows_its_own_error_only(folder: Path) -> None:
     with script(folder, "experimenter.execute(run)\nraise SystemError('mine')") as process:
-        _, complaints = process.communicate(timeout=30)
+        _, complaints = process.communicate(timeout=60)
     assert process.returncode == 1
     assert complaints.splitlines()[-1] == "SystemError: mine"
     assert complaints.count("Traceback") == 1
@@ -197,7 +197,7 @@ while len(SEEN) < 2:
     time.sleep(0.01)
 """
     with script(folder, text) as process:
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 0
     assert rows(folder, "SELECT DISTINCT status FROM experiments") == [("created",)]
     assert all_stopped(folder)
@@ -377,7 +377,7 @@ def test_ctrl_c_that_nobody_catches_ends_the_script_as_ever_with_its_rows_back(f
     with script(folder, f"experimenter.{WAYS[way].format('is_deaf', 60)[:-1]}, handle_signals=False)") as process:
         begun(folder)
         process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=30)
+        _, complaints = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert complaints.splitlines()[-1] == "KeyboardInterrupt"
     assert rows(folder, "SELECT DISTINCT status FROM experiments") == [("created",)]
@@ -432,7 +432,7 @@ statuses()
             assert process.stdout.readline() == "heard\n"
             if number < 29:
                 begun(folder, len(Seen(folder / "seen")) + 1 + number % 3)
-        said, complaints = process.communicate(timeout=30)
+        said, complaints = process.communicate(timeout=60)
     assert "running" not in said
     assert "Traceback" not in complaints
     assert process.returncode == 0
@@ -464,7 +464,7 @@ def whole():
 experimenter.fill_table_from_config()
 whole()
 for number in itertools.count(1):
-    faulthandler.dump_traceback_later(20, exit=True)
+    faulthandler.dump_traceback_later(60, exit=True)
     where = interrupted(lambda: CALL, number)
     found = experimenter.counts()
     if found["created"] + found["done"] != 4:
@@ -476,7 +476,7 @@ faulthandler.cancel_dump_traceback_later()
 print(number > 25)
 """
     with script(folder, text.replace("CALL", call)) as process:
-        assert ended(process, seconds=110) == ["True"]
+        assert ended(process, seconds=350) == ["True"]
     assert rows(folder, "SELECT DISTINCT status FROM experiments") == [("created",)]
 
 
