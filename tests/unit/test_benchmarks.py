@@ -88,8 +88,9 @@ def test_the_figures_say_where_they_were_taken(lines: tuple[list[Line], Path]) -
     assert {"python", "asyncexp", "aiosqlite", "commit"} <= told["versions"].keys()
 
 
-def test_the_throughput_is_drawn(lines: tuple[list[Line], Path]) -> None:
-    assert lines[1].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+def test_throughput_and_claims_are_drawn(lines: tuple[list[Line], Path]) -> None:
+    for name in ("tiny.png", "tiny-growth.png"):
+        assert lines[1].with_name(name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_row_that_was_not_run_makes_the_figure_worthless(tmp_path: Path) -> None:
