@@ -146,7 +146,7 @@ async def main() -> None:
 
     given = json.loads(ARGUMENTS[0])
     set_limits(given.get("limits", {}))
-    provenance.git = dict  # type: ignore[assignment]  # or else what git says is written at any time
+    provenance.git = dict  # or else what git says is written at any time
     logging.getLogger("asyncexp-tests").addHandler(Told())
     gates: dict[str, Any] = {name: Gate(Path(given[name])) for name in ("go_on", "may_end") if given.get(name)}
     ran = Seen(Path(given["ran"]))
