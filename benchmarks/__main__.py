@@ -48,14 +48,17 @@ class Plan:
     fill_on: Sequence[str]
     log_lines: int
     child_rows: int
+    cold_rounds: int
     table: int
     peer_rows: int
     queues: peers.Size
+    few_rounds: int
+    """Of what takes long: S7, S9, S10."""
     sizes: Sequence[int]
     """Tables of so many rows, for claims."""
+    sizes_on: Sequence[str]
     asleep: int
     asleep_on: Sequence[str]
-    asleep_rounds: int
     beats: int
     crews: Sequence[int]
     crew_on: Sequence[str]
@@ -89,18 +92,18 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
     if "S2" in plan.names and place.provider == "postgresql":
         yield from peers.of_postgres(place, plan.size, plan.queues)
     if "S4" in plan.names and place.provider == "sqlite":
-        yield children.measured(place, plan.child_rows, plan.rounds)
+        yield children.measured(place, plan.child_rows, plan.rounds, plan.cold_rounds)
     if {"S5", "S6"} & plan.names and place.provider in plan.fill_on:
         lines = filling.measured(place, plan.fill, FILL_ROUNDS)
         yield from (line for line in lines if line.name in plan.names)
-    if "S7" in plan.names:
-        yield from growth.measured(place, plan.sizes, plan.rounds)
+    if "S7" in plan.names and place.provider in plan.sizes_on:
+        yield from growth.measured(place, plan.sizes, plan.few_rounds)
     if "S8" in plan.names:
         yield logs.measured(place, plan.log_lines, plan.rounds)
     if "S9" in plan.names and place.provider in plan.asleep_on:
-        yield from asleep.measured(place, plan.asleep, plan.asleep_rounds, plan.beats)
+        yield from asleep.measured(place, plan.asleep, plan.few_rounds, plan.beats)
     if "S10" in plan.names and place.provider in plan.crew_on:
-        yield from crew.measured(place, plan.crews, plan.crew_rows, plan.rounds)
+        yield from crew.measured(place, plan.crews, plan.crew_rows, plan.few_rounds)
     if "S12" in plan.names and place.provider in plan.waking_on:
         yield waking.measured(place, plan.waking)
 
@@ -112,20 +115,22 @@ def _plan(given: argparse.Namespace) -> Plan:
         return Plan(
             names=names,
             size=throughput.Size(3, 1),
-            fill=100_000,
+            fill=50_000,
             fill_on=PROVIDERS[:2],
             log_lines=20_000,
             child_rows=2_000,
-            table=100_000,
+            cold_rounds=1,
+            table=50_000,
             peer_rows=200,
             queues=peers.Size(1, 4_000, {"pgqueuer": (200,), "procrastinate": (50,)}),
+            few_rounds=1,
             sizes=(20_000,),
+            sizes_on=PROVIDERS[:2],
             asleep=10_000,
             asleep_on=PROVIDERS[:1],
-            asleep_rounds=1,
             beats=2,
             crews=(1, 4),
-            crew_on=PROVIDERS[:2],
+            crew_on=PROVIDERS[1:2],
             crew_rows=2_000,
             waking=waking.Size(3, 1),
             waking_on=PROVIDERS[1:2],
@@ -138,13 +143,15 @@ def _plan(given: argparse.Namespace) -> Plan:
         fill_on=PROVIDERS,
         log_lines=200_000,
         child_rows=20_000,
+        cold_rounds=5,
         table=100_000,
         peer_rows=1_000,
         queues=peers.Size(5, 20_000, {"pgqueuer": (10, 50, 200, 1_000), "procrastinate": (1, 10, 50, 200)}),
+        few_rounds=3,
         sizes=(100_000, 1_000_000),
+        sizes_on=PROVIDERS,
         asleep=10_000,
         asleep_on=PROVIDERS,
-        asleep_rounds=3,
         beats=10,
         crews=crew.CREWS,
         crew_on=PROVIDERS,

@@ -35,11 +35,14 @@ Told = dict[str, Any]
 
 
 def measured(place: Place, count: int, rounds: int, beats: int) -> Iterator[Line]:
-    """Lines for the memory of each, the statements of a beat and the share of a core."""
+    """Lines for the memory of each, the statements of a beat and the share of a core.
+
+    With more than one round, the facts of the first have what tracemalloc counts.
+    """
     asked = partial(_told, place, count, beats)
     sides = {side: partial(asked, side, "rss") for side in ("bare", "ours")}
     taken = all_in_turns(rounds, sides)
-    traced = {side: asked(side, "tracemalloc")["each_kb"] for side in sides}
+    traced = {side: asked(side, "tracemalloc")["each_kb"] for side in sides if rounds > 1}
     line = partial(Line, "S9", database=place.shown, at_once=count, judged="figure")
 
     def figures(name: str) -> tuple[Sequence[float], Sequence[float]]:

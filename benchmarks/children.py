@@ -25,14 +25,14 @@ def no_op(keyfields: study.Keys, results: SyncResultProcessor, _: study.Keys) ->
     results.process_results({"result": float(keyfields["number"])})
 
 
-def measured(place: Place, rows: int, rounds: int) -> Line:
+def measured(place: Place, rows: int, rounds: int, cold_rounds: int) -> Line:
     """Experiments a second of two warm children; facts: seconds of a call of `execute` that runs a few only."""
     _, ours = in_turns(rounds, lambda: WANTED, lambda: warm(place, rows))
     facts = {
         "rows": rows,
-        "cold_call_ms": _median_ms(place, rounds, children=1),
-        f"cold_call_of_{MANY}_ms": _median_ms(place, rounds, children=MANY),
-        "the_same_in_a_task_ms": _median_ms(place, rounds, children=1, pool="task"),
+        "cold_call_ms": _median_ms(place, cold_rounds, children=1),
+        f"cold_call_of_{MANY}_ms": _median_ms(place, cold_rounds, children=MANY),
+        "the_same_in_a_task_ms": _median_ms(place, cold_rounds, children=1, pool="task"),
     }
     what = f"`def`, {CHILDREN} children; limit: the rate asked for"
     return Line("S4", what, "experiments/s", [WANTED] * rounds, ours, place.shown, CHILDREN, 1.0, 2.0, facts=facts)

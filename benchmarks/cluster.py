@@ -204,8 +204,9 @@ class Cluster:
         return [one.hear() for one in self.children]
 
     def cpu_seconds(self) -> float:
+        """Of all of them so far, and of the programs that they have called."""
         times = [psutil.Process(hello["pid"]).cpu_times() for hello in self.hello]
-        return float(sum(one.user + one.system for one in times))
+        return float(sum(one.user + one.system + one.children_user + one.children_system for one in times))
 
 
 @contextmanager
@@ -267,16 +268,20 @@ class Measure:
 
     def start(self) -> Figures:
         """All at once; each opens its connections, sees to the tables, signs in and claims a row."""
-        cpu, before, began = self.gauge.cpu_seconds(), self.gauge.counters(self.target.database), time.time()
+        before = self.gauge.counters(self.target.database)
+        cpu, crew, began = self.gauge.cpu_seconds(), self.crew.cpu_seconds(), time.time()
         with self.peak.watched():
             told = self.crew.claim()
         seconds = max(one["at"] for one in told) - began
-        statements = self.gauge.statements(self.target.database, before).total()
+        cpu, crew = self.gauge.cpu_seconds() - cpu, self.crew.cpu_seconds() - crew
+        sent = self.gauge.statements(self.target.database, before)
         return {
             "start_seconds": seconds,
             "claims_a_second": self.workers / seconds,
-            "start_server_ms_each": (self.gauge.cpu_seconds() - cpu) / self.workers * 1e3,
-            "start_statements_each": statements / self.workers,
+            "start_server_ms_each": cpu / self.workers * 1e3,
+            "start_worker_ms_each": crew / self.workers * 1e3,
+            "start_statements_each": sent.total() / self.workers,
+            "start_statements": dict(sent),
         }
 
     def beat(self, seconds: float) -> Figures:
@@ -304,13 +309,13 @@ class Measure:
         leader = self.crew.children[0]
         leader.tell(do="claim", workers=1, rows=rows)
         leader.hear()
-        leader.tell(do="queue", skip=1)
-        for one in self.crew.children[1:]:
-            one.tell(do="queue", skip=0)
-        for one in self.crew.children:
+        wanted = 2 * self.workers
+        for one, size in zip(self.crew.children, self.crew.sizes, strict=True):
+            new = size - (one is leader)
+            one.tell(do="queue", skip=size - new)
             one.hear()
-        with self.peak.watched():
-            time.sleep(min(seconds, 5.0))  # each has asked a few times
+            wanted += new
+            self._reach(wanted)
         told = self._watch(seconds)
         sent: Counter[str] = told["statements"]
         return {
@@ -371,6 +376,12 @@ class Measure:
             "server_core_percent": cpu / took * 100,
             "workers_core_percent": crew / took * 100,
         }
+
+    def _reach(self, connections: int) -> None:
+        """Until so many clients are there: workers come to wait one after the other, as their rows end."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while self.peak.look() < connections and time.monotonic() < until:
+            time.sleep(SAMPLE_SECONDS)
 
     def _settle(self) -> None:
         """Until each worker has found out and written what it knows of its code."""
@@ -443,6 +454,7 @@ SHOWN_FIGURES = (
     ("claims_a_second", "… claims a second"),
     ("start_statements_each", "… statements a worker"),
     ("start_server_ms_each", "… server CPU a worker, ms"),
+    ("start_worker_ms_each", "… own CPU of a worker, ms"),
     ("beats_a_second", "all sleep: beats a second"),
     ("beats_in_one_second", "… most in one second"),
     ("statements_a_second", "… statements a second"),

@@ -15,6 +15,7 @@ from benchmarks import crew, peers, profile, study, throughput, waking
 from benchmarks.places import Place
 from benchmarks.rounds import Judged, Line, in_turns
 from benchmarks.throughput import Size
+from tests.servers import PostgresServer
 
 ROWS = 50
 TINY = command.Plan(
@@ -24,13 +25,15 @@ TINY = command.Plan(
     fill_on=("sqlite",),
     log_lines=ROWS,
     child_rows=ROWS,
+    cold_rounds=1,
     table=ROWS,
     peer_rows=0,
     queues=peers.Size(1, 0, {}),
+    few_rounds=1,
     sizes=(6_000,),
+    sizes_on=("sqlite",),
     asleep=100,
     asleep_on=("sqlite",),
-    asleep_rounds=1,
     beats=2,
     crews=(1, 2),
     crew_on=("sqlite",),
@@ -38,6 +41,7 @@ TINY = command.Plan(
     waking=waking.Size(2, 1, poll_seconds=0.05),
     waking_on=("sqlite",),
 )
+ROUNDS = {**dict.fromkeys(("S5", "S6"), command.FILL_ROUNDS), **dict.fromkeys(("S7", "S9", "S10"), 1)}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,7 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
     ]
     for line in told["lines"]:
         for side in (line["limit"], line["ours"]):
-            assert len(side["rounds"]) == {"S5": command.FILL_ROUNDS, "S6": command.FILL_ROUNDS, "S9": 1}.get(
-                line["name"], 2
-            )
+            assert len(side["rounds"]) == ROUNDS.get(line["name"], 2)
             assert line["name"] == "S9" or side["min"] > 0  # a hundred that sleep may fit in memory that is there
             assert side["min"] <= side["median"] <= side["max"]
         if line["name"] in ("S5", "S6"):
@@ -98,6 +100,21 @@ def test_a_row_that_was_not_run_makes_the_figure_worthless(tmp_path: Path) -> No
     study.prepared(tmp_path, target, ROWS)
     with pytest.raises(AssertionError, match=f"only 0 of {ROWS} rows"):
         study.run(study.prove(target, ROWS))
+
+
+def test_queues_that_are_installed_are_measured_beside_ours(postgres_server: PostgresServer) -> None:
+    pytest.importorskip("pgqueuer")
+    pytest.importorskip("procrastinate")
+    size = peers.Size(1, 100, {"pgqueuer": (10, 50), "procrastinate": (5,), "one_that_is_not_there": (1,)})
+    place = Place("postgresql", postgres_server)
+    lines = list(peers.of_postgres(place, Size(rounds=1, factor=1, rows=ROWS), size))
+    assert [(line.peer.split()[0], line.facts["peer_at_once"]) for line in lines] == [
+        ("pgqueuer", 10),
+        ("pgqueuer", 50),
+        ("procrastinate", 5),
+    ]
+    best = max(lines[:2], key=lambda line: line.limit[0])
+    assert [line for line in lines if line.reach] == [best]
 
 
 def test_a_row_that_two_workers_ran_makes_the_figure_worthless() -> None:
