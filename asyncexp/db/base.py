@@ -99,6 +99,8 @@ class Dialect:
     """Whether parts of a WITH query may change rows."""
     copies: bool = False
     """Whether `Transaction.copy` exists."""
+    count_anew: str | None = None
+    """Statement by which the planner learns of many new rows of `{table}`, where it does not notice in time."""
     max_name_bytes: int = 63
     transactional_ddl: bool = True
     """Whether CREATE is undone by a rollback, and can be told to pass over what exists."""

@@ -35,6 +35,10 @@ from asyncexp.db.whole import (
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
+PLANNER = {"enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+"""For transactions, which write. A claim takes the first few rows of an index, and looks each up by its ID. The
+planner does not know how few (a parameter), nor, until the server next counts, that there are many: it would read and
+sort them all, or read the table."""
 LIMIT_SECONDS = 30.0
 """The limit on a call for which a connection is set up; others cost a statement more."""
 
@@ -93,6 +97,7 @@ DIALECT = Dialect(
     notify="SELECT pg_notify(:channel, :payload)",
     changing_queries=True,
     copies=True,
+    count_anew="ANALYZE (SKIP_LOCKED) {table}",
     json_text="CAST({column} AS text)",
 )
 
@@ -117,14 +122,14 @@ class PostgresLink(Link):
 
     async def limit(self, seconds: float) -> None:
         if seconds != self._limit_seconds:
-            await self._connection.execute(_setting("SET", seconds))
+            await self._connection.execute(_setting("SET", _limits(seconds)))
             self._limit_seconds = seconds
 
     async def begin(self, limit_seconds: float) -> None:
-        begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+        settings = PLANNER
         if self._pooled or limit_seconds != self._limit_seconds:
-            begin = f"{begin}; {_setting('SET LOCAL', limit_seconds)}"
-        await self._connection.execute(begin)
+            settings = settings | _limits(limit_seconds)
+        await self._connection.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {_setting('SET LOCAL', settings)}")
 
     async def commit(self) -> None:
         await self._connection.execute("COMMIT")
@@ -168,8 +173,8 @@ def _limits(seconds: float) -> dict[str, str]:
     return {name: str(max(1, int(1000 * share * seconds))) for name, share in shares.items()}
 
 
-def _setting(verb: str, seconds: float) -> str:
-    return "; ".join(f"{verb} {name} = {value}" for name, value in _limits(seconds).items())
+def _setting(verb: str, settings: Mapping[str, str]) -> str:
+    return "; ".join(f"{verb} {name} = {value}" for name, value in settings.items())
 
 
 # --------------------------------------------------------------------------------------- connecting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from asyncexp.schema import quote
 from asyncexp.store.study import Study
 
 BATCH = 10_000
+MANY = 1_000
+"""As many new rows as make a difference to the planner."""
 
 
 class KeyRow(NamedTuple):
@@ -72,6 +75,13 @@ async def wake(study: Study, tx: Transaction, payload: str = "") -> None:
     """Tells listening workers that there is something to do; takes effect with the commit."""
     if study.dialect.notify:
         await study.fetch(tx, study.dialect.notify, channel=study.schema.channel, payload=payload)
+
+
+async def count_anew(study: Study, changed: int) -> None:
+    """Tells the planner of so many rows that can be claimed now. What fails here costs time only."""
+    if study.dialect.count_anew and changed >= MANY:
+        with suppress(DatabaseError):
+            await study.execute(study.db, study.dialect.count_anew.format(table=study.main))
 
 
 async def insert(study: Study, tx: Transaction, rows: Sequence[KeyRow]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from asyncexp.db.base import Transaction
 from asyncexp.schema import quote
 from asyncexp.store.claim import EXPERIMENT, ID
-from asyncexp.store.fill import KeyRow, end_turn, insert, take_turn, wake
+from asyncexp.store.fill import KeyRow, count_anew, end_turn, insert, take_turn, wake
 from asyncexp.store.flush import put_back
 from asyncexp.store.study import Condition, Study
 from asyncexp.store.workers import raise_counter
@@ -75,9 +75,11 @@ async def _for_all(
         return len(ids)
 
     try:
-        return await study.db.run(work, limit_seconds=LIMIT_SECONDS)
+        changed = await study.db.run(work, limit_seconds=LIMIT_SECONDS)
     finally:
         await end_turn(study)
+    await count_anew(study, changed)
+    return changed
 
 
 async def _runners(study: Study, tx: Transaction, ids: Sequence[int]) -> set[int]:

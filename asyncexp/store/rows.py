@@ -12,7 +12,7 @@ from asyncexp.errors import (
     ParameterCombinationError,
     unknown,
 )
-from asyncexp.store.fill import BATCH, Filled, KeyRow, add, batches
+from asyncexp.store.fill import BATCH, Filled, KeyRow, add, batches, count_anew
 from asyncexp.store.study import Study
 from asyncexp.values import ColumnType, encoder, key_hash, key_part
 
@@ -127,25 +127,31 @@ def _cell_maker(study: Study, name: str, type_: ColumnType) -> Callable[[Any], _
     return make
 
 
-async def fill(study: Study, rows: Iterable[KeyRow], before: Filled = NOTHING) -> Filled:
+async def fill(study: Study, rows: Iterable[KeyRow]) -> Filled:
     """Adds rows in batches; earlier batches stay if a later row is bad.
-
-    Args:
-        before: what the same call of the user's has added already; the result includes it.
 
     Raises:
         EmptyFillDatabaseCallError: there were none.
         ParameterCombinationError: a bad row; the message says how many rows had been added by then.
     """
-    total = before
+    return await _seen_off(study, await _add_all(study, rows, NOTHING))
+
+
+async def _seen_off(study: Study, total: Filled) -> Filled:
+    if total == NOTHING:
+        raise EmptyFillDatabaseCallError("There are no rows to fill the table with.")
+    await count_anew(study, total.added)
+    return total
+
+
+async def _add_all(study: Study, rows: Iterable[KeyRow], total: Filled) -> Filled:
+    """What the same call of the user's has added already, and this."""
     try:
         for batch in batches(rows):
             total += await add(study, batch)
     except ParameterCombinationError as wrong:
         added = f" ({total.added} rows were added before it)" if total.added else ""
         raise ParameterCombinationError(f"{wrong}{added}") from None
-    if total == NOTHING:
-        raise EmptyFillDatabaseCallError("There are no rows to fill the table with.")
     return total
 
 
@@ -165,9 +171,9 @@ async def _fill_async(study: Study, make: Rows, rows: AsyncIterable[Mapping[str,
     total = NOTHING
     start = 0
     async for chunk in _chunks(rows):
-        total = await fill(study, make.many(chunk, start), total)
+        total = await _add_all(study, make.many(chunk, start), total)
         start += len(chunk)
-    return total if start else await fill(study, ())
+    return await _seen_off(study, total)
 
 
 async def _chunks(rows: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[list[Mapping[str, Any]]]:

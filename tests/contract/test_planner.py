@@ -1,0 +1,74 @@
+"""A claim reads the rows that it takes, and not the table: also before the server has counted anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asyncexp import Experimenter, ResultProcessor
+from asyncexp.db.base import Target
+from tests.contract.conftest import Make
+from tests.contract.sql import fetch as sql
+from tests.contract.support import Keys, eventually, numbers
+
+pytestmark = [
+    pytest.mark.parametrize("provider", ["postgresql"]),
+    pytest.mark.in_process_only("what the server reads is the same whatever runs the functions"),
+]
+ROWS, TAKEN = 20_000, 50
+
+
+async def result(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+    await results.process_results({"result": float(keys["number"])})
+
+
+async def read_by_claims(experimenter: Experimenter, target: Target, **keywords: Any) -> int:
+    """Entries of all indexes and rows without one that the server reads while it runs some rows one by one."""
+    before = await _read(target)
+    summary = await experimenter.execute(result, n_jobs=1, max_experiments=TAKEN, **keywords)
+    assert summary.done == TAKEN
+    await experimenter.aclose()  # the server counts what a session read when it ends
+
+    async def told() -> bool:
+        return await _read(target) > before + TAKEN
+
+    await eventually(told)
+    return await _read(target) - before
+
+
+async def _read(target: Target) -> int:
+    [(read,)] = await sql(
+        target,
+        "SELECT (SELECT COALESCE(SUM(idx_tup_read), 0) FROM pg_stat_user_indexes WHERE relname = 'experiments') "
+        "+ (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'experiments')",
+    )
+    return int(read)
+
+
+async def test_right_after_a_fill(make: Make, target: Target) -> None:
+    experimenter = make(keyfields=numbers(ROWS))
+    await experimenter.fill_table_from_config()
+    assert await read_by_claims(experimenter, target) < 3 * ROWS
+
+
+async def test_with_a_condition_on_an_indexed_keyfield(make: Make, target: Target) -> None:
+    kinds = {"kind": {"type": "VARCHAR(20)", "values": ["a", "b"], "index": True}}
+    experimenter = make(keyfields=numbers(ROWS // 2) | kinds)
+    await experimenter.fill_table_from_config()
+    assert await read_by_claims(experimenter, target, where={"kind": "b"}) < 3 * ROWS
+
+
+async def test_in_random_order(make: Make, target: Target) -> None:
+    experimenter = make(keyfields=numbers(ROWS))
+    await experimenter.fill_table_from_config()
+    assert await read_by_claims(experimenter, target, random_order=True) < 3 * ROWS
+
+
+async def test_right_after_a_reset_of_all(make: Make, target: Target) -> None:
+    experimenter = make(keyfields=numbers(ROWS))
+    await experimenter.fill_table_from_config()
+    await sql(target, "UPDATE experiments SET status = 'done'")
+    await sql(target, "ANALYZE experiments")
+    assert await experimenter.reset_experiments("done") == ROWS
+    assert await read_by_claims(experimenter, target) < 3 * ROWS
