@@ -110,7 +110,18 @@ def family(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("forked", [False, True], ids=["alone", "beside a process that it forked"])
-def test_children_and_grandchildren_of_a_killed_parent_are_gone_soon(folder: Path, forked: bool) -> None:
+def test_children_and_grandchildren_of_a_killed_parent_are_gone_within_a_second(folder: Path, forked: bool) -> None:
+    """A busy machine may be late once or twice; who is not ended is never in time."""
+    took: list[float] = []
+    while len(took) < 4 and min(took, default=2.0) >= 1.0:
+        for left in (*folder.glob("seen*"), *folder.glob("experiments.db*")):
+            left.unlink()
+        took.append(until_all_are_gone(folder, forked))
+    assert min(took) < 1.0, took
+
+
+def until_all_are_gone(folder: Path, forked: bool) -> float:
+    """Seconds from the death of the parent to that of all that it and its children started."""
     other = 0
     script = SCRIPT.replace("asyncio.run(main())", "asyncio.run(main())\n") if not forked else SCRIPT
     if forked:
@@ -126,11 +137,14 @@ def test_children_and_grandchildren_of_a_killed_parent_are_gone_soon(folder: Pat
         mine = [pid for pids in seen(folder) for pid in pids]
         everybody = {*family(process), *mine} - {other}
         assert len(mine) == 12
+        began = time.monotonic()
         process.kill()
         soon(lambda: not any(map(runs, everybody)))
+        took = time.monotonic() - began
         if forked:
             assert runs(other)
             os.kill(other, signal.SIGKILL)
+    return took
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
