@@ -15,11 +15,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import psutil
 from rich.console import Console
@@ -46,6 +46,7 @@ PER_WORKER = 3
 """Connections that the server allows for each."""
 
 Figures = dict[str, Any]
+T = TypeVar("T")
 
 
 # --------------------------------------------------------------------------------------- the server
@@ -361,20 +362,18 @@ class Measure:
     def _watch(self, seconds: float) -> Figures:
         """What reaches the server in so many seconds, and what it takes."""
         database = self.target.database
-        before, cpu, crew, began = (
-            self.gauge.counters(database),
-            self.gauge.cpu_seconds(),
-            self.crew.cpu_seconds(),
-            time.monotonic(),
+        before, server, crew = (
+            _at(lambda: self.gauge.counters(database)),
+            _at(self.gauge.cpu_seconds),
+            _at(self.crew.cpu_seconds),
         )
         time.sleep(seconds)
-        took = time.monotonic() - began
-        cpu, crew = self.gauge.cpu_seconds() - cpu, self.crew.cpu_seconds() - crew
+        sent = _at(lambda: self.gauge.statements(database, before[0]))
         return {
-            "seconds": took,
-            "statements": self.gauge.statements(database, before),
-            "server_core_percent": cpu / took * 100,
-            "workers_core_percent": crew / took * 100,
+            "seconds": sent[1] - before[1],
+            "statements": sent[0],
+            "server_core_percent": _percent(server, _at(self.gauge.cpu_seconds)),
+            "workers_core_percent": _percent(crew, _at(self.crew.cpu_seconds)),
         }
 
     def _reach(self, connections: int) -> None:
@@ -394,6 +393,18 @@ class Measure:
         """The most of the last signs of life of all workers that fell into one second."""
         found = study.run(study.ask(self.target, f'SELECT "heartbeat" FROM "{study.TABLE}_workers"'))
         return max(Counter(str(heartbeat)[:19] for (heartbeat,) in found).values())
+
+
+def _at(read: Callable[[], T]) -> tuple[T, float]:
+    """A reading and its time; on a busy machine one takes seconds, where there are thousands of processes."""
+    began = time.monotonic()
+    value = read()
+    return value, (began + time.monotonic()) / 2
+
+
+def _percent(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """CPU seconds between two readings, of one core's."""
+    return (after[0] - before[0]) / (after[1] - before[1]) * 100
 
 
 def measured(

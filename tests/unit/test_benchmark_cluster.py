@@ -30,7 +30,9 @@ def test_what_three_workers_do_to_a_server(provider: str, tmp_path: Path, capsys
     assert abs(sent["COMMIT"] - sent["UPDATE"]) <= WORKERS, "one transaction a beat"
     assert figures["beats_in_one_second"] in range(1, WORKERS + 1)
     assert figures["statements_a_second"] == pytest.approx(sum(sent.values()) / SECONDS, rel=0.2)
-    assert sent.keys() <= {"BEGIN", "COMMIT", "SELECT", "UPDATE"}, "nothing but beats and looks, and none of our own"
+    assert sent.keys() <= {"BEGIN", "SET", "COMMIT", "SELECT", "UPDATE"}, (
+        "nothing but beats and looks, and none of our own"
+    )
 
     assert figures["connections"] == 2 * WORKERS
     assert figures["connections"] <= figures["most_connections"] <= cluster.PER_WORKER * WORKERS
