@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(plan: Plan, providers: Sequence[str], path: Path) -> list[Line]:
-    """Measures a plan; the JSON goes to `path`, the plot beside it."""
+    """Measures a plan; the JSON goes to `path`, line by line, the plots beside it."""
     console = Console() if sys.stdout.isatty() else Console(width=PAPER)
     lines: list[Line] = []
     with places.places(providers) as ready:
@@ -205,7 +205,9 @@ def run(plan: Plan, providers: Sequence[str], path: Path) -> list[Line]:
                 lines.append(line)
                 line.facts["took_seconds"] = round(time.monotonic() - began, 1)
                 began = time.monotonic()
+                report.write(lines, facts, path)
                 status.update(f"{line.name} {line.database} {line.at_once or ''}: {line.score:.2f}; going on …")
+    facts["machine"]["load_after"] = machine.load()
     report.show(lines, facts, console)
     report.write(lines, facts, path)
     plot.draw(lines, path.with_suffix(".png"))

@@ -28,7 +28,7 @@ def facts(places: Sequence[Place]) -> dict[str, Any]:
             "processor": _processor(),
             "usable_cores": len(os.sched_getaffinity(0)),
             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-            "load_before": [round(load, 2) for load in os.getloadavg()],
+            "load_before": load(),
             "sync_ms": round(sync_ms(), 3),
         },
         "versions": {
@@ -38,6 +38,11 @@ def facts(places: Sequence[Place]) -> dict[str, Any]:
             "commit": _commit(),
         },
     }
+
+
+def load() -> list[float]:
+    """How many processes wanted to run, on average of 1, 5 and 15 minutes: other work makes figures worthless."""
+    return [round(average, 2) for average in os.getloadavg()]
 
 
 def _processor() -> str:

@@ -33,7 +33,8 @@ def show(lines: Sequence[Line], facts: dict[str, Any], console: Console) -> None
     )
     machine = facts["machine"]
     console.print(
-        f"{machine['processor']}, {machine['usable_cores']} cores, load {machine['load_before'][0]} before, "
+        f"{machine['processor']}, {machine['usable_cores']} cores, load {machine['load_before'][0]} before and "
+        f"{machine['load_after'][0]} after, "
         f"a disk write confirmed in {machine['sync_ms']} ms"
     )
 
