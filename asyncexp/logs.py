@@ -26,6 +26,16 @@ class _Stderr(logging.StreamHandler[TextIO]):
         raise AttributeError("it follows sys.stderr")
 
 
+class _File(logging.FileHandler):
+    """Opened at its first line. If it cannot be, that costs the line and is told, and nothing else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+
 def logger(name: str, level: int | str, file: Path | None) -> logging.Logger:
     """The logger of that name; made, with its handlers, if there is none yet."""
     existing = logging.root.manager.loggerDict.get(name)
@@ -36,7 +46,7 @@ def logger(name: str, level: int | str, file: Path | None) -> logging.Logger:
     _add(made, _Stderr())
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _files[name] = logging.FileHandler(file, encoding="utf-8", delay=True)
+        _files[name] = _File(file, encoding="utf-8", delay=True)
         _add(made, _files[name])
     return made
 

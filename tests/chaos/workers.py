@@ -67,7 +67,8 @@ class Life:
         if which in ENDS_BY and self.doomed is None:
             self.doomed = time.time()
         with suppress(ProcessLookupError):
-            self.process.send_signal(which)
+            # The method of `process` would ask first whether it has died, and swallow what the event loop waits for.
+            os.kill(self.pid, which)
             return True
         return False
 

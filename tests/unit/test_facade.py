@@ -12,7 +12,7 @@ import pytest
 from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseConnectionError, InvalidConfigError, ParameterCombinationError
-from tests.studies import experimenter
+from tests.studies import experimenter, write_configuration
 
 
 async def nothing(*_: Any) -> None: ...
@@ -100,3 +100,19 @@ async def test_closed_while_first_calls_open_it_nothing_stays_open(sqlite_target
         await one.aclose()
         for failure in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(failure, (dict, DatabaseConnectionError)), failure
+
+
+async def test_a_log_file_that_cannot_be_written_costs_the_line_and_nothing_else(
+    sqlite_target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python's own handler raises to whoever logs: the thread that gives the sign of life ended of it."""
+    gone = tmp_path / "gone"
+    name = f"asyncexp-tests-{tmp_path.name}"
+    made = Experimenter(write_configuration(tmp_path, sqlite_target), logger_name=name, log_file=gone / "run.log")
+    gone.rmdir()
+    async with made:
+        await made.fill_table_from_config()  # says how many
+        assert (await made.execute(nothing, n_jobs=1)).done == 10
+    told = capsys.readouterr().err
+    assert "10 rows successfully added" in told
+    assert "FileNotFoundError" in told
