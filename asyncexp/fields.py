@@ -39,7 +39,7 @@ class Fields:
         Raises:
             InvalidResultFieldError: no such resultfield, or a value that does not fit.
         """
-        if not isinstance(results, Mapping):
+        if type(results) is not dict and not isinstance(results, Mapping):
             raise InvalidResultFieldError(f"results are a dict of fields and values, not {type(results).__name__}")
         encoders = self._results
         fields: dict[str, Any] = {}
@@ -61,7 +61,7 @@ class Fields:
         Raises:
             InvalidLogFieldError: no such log table or column, or a value that does not fit.
         """
-        if not isinstance(logs, Mapping):
+        if type(logs) is not dict and not isinstance(logs, Mapping):
             raise InvalidLogFieldError(f"logs are a dict of log tables and rows, not {type(logs).__name__}")
         tables = self._logs
         lines: list[Line] = []
@@ -101,6 +101,8 @@ class Fields:
 
 
 def _rows(table: str, rows: LogRows) -> Iterable[Mapping[str, Any]]:
+    if type(rows) is dict:
+        return (rows,)
     listed = [rows] if isinstance(rows, Mapping) else list(rows) if isinstance(rows, Iterable) else [rows]
     for row in listed:
         if not isinstance(row, Mapping):

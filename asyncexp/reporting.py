@@ -61,8 +61,12 @@ class AttemptReport:
     def results(self, results: Mapping[str, Any]) -> Awaitable[None]:
         return self._send(*self._study.fields.results(results))
 
-    def logs(self, logs: Mapping[str, LogRows]) -> Coroutine[Any, Any, None]:
-        return self._writer.log(self._key, *self._study.fields.lines(logs, self._study.now()))
+    def logs(self, logs: Mapping[str, LogRows]) -> Coroutine[Any, Any, None] | None:
+        lines, size = self._study.fields.lines(logs, self._study.now())
+        if self._writer.crowded:
+            return self._writer.log(self._key, lines, size)
+        self._writer.log_at_once(self._key, lines, size)
+        return None
 
     def heartbeat(self, progress: float | None, message: str | None) -> None:
         if progress is not None and (given := fraction(progress)) is not None:

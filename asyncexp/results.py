@@ -32,7 +32,10 @@ class Report(Protocol):
         ...
 
     def results(self, results: Mapping[str, Any]) -> Awaitable[None]: ...
-    def logs(self, logs: Mapping[str, LogRows]) -> Awaitable[None]: ...
+    def logs(self, logs: Mapping[str, LogRows]) -> Awaitable[None] | None:
+        """Takes log lines; what to await before more are sent, if anything."""
+        ...
+
     def heartbeat(self, progress: float | None, message: str | None) -> None: ...
     def flush(self) -> Awaitable[None]: ...
 
@@ -105,7 +108,8 @@ class ResultProcessor:
             ExperimentLostError: the row is no longer this worker's.
         """
         self._begin()
-        await self._report.logs(logs)
+        if (room := self._report.logs(logs)) is not None:
+            await room
 
     @_noticed
     async def heartbeat(self, progress: float | None = None, message: str | None = None) -> None:

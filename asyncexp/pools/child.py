@@ -414,7 +414,7 @@ class LineReport:
     def results(self, results: Mapping[str, Any]) -> Awaitable[None]:
         return self._ask(self.alive, "results", *self._fields.results(results))
 
-    async def logs(self, logs: Mapping[str, LogRows]) -> None:
+    def logs(self, logs: Mapping[str, LogRows]) -> None:
         self._line.send(("logs", *self._fields.lines(logs)), self.alive)
 
     def heartbeat(self, progress: float | None, message: str | None) -> None:

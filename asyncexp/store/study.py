@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,6 +19,9 @@ from asyncexp.values import ColumnType, decoder, encoder
 STATUSES = [status.value for status in ExperimentStatus if status is not ExperimentStatus.ALL]
 
 GROUP = 100
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  (naive, as all our dates)
+ALIKE = frozenset({"VARCHAR", "TEXT", "LONGTEXT", "JSON", "INT", "BIGINT", "DOUBLE", "FLOAT"})
+"""Types whose canonical values every driver takes as they are: text and numbers of Python's own."""
 
 
 class Runner(Protocol):
@@ -109,7 +112,7 @@ class Study:
         assert isinstance(column.type, ColumnType)
         encode = encoder(column.type, key=key, warn=lambda text: self._warn(f"{column.name}: {text}"))
         bind = self.dialect.bind
-        if not bind:
+        if not bind or column.type.name in ALIKE:
             return encode
         return lambda value: bound(canonical) if (bound := bind.get(type(canonical := encode(value)))) else canonical
 
@@ -222,4 +225,4 @@ def statuses(given: Sequence[ExperimentStatus | str]) -> list[str]:
 
 def utc() -> datetime:
     """The time by this process's clock, naive."""
-    return datetime.fromtimestamp(time.time(), UTC).replace(tzinfo=None)
+    return EPOCH + timedelta(seconds=time.time())
