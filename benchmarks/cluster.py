@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncexp.db.base import Target
-from benchmarks import machine, study
+from benchmarks import cluster_workers, machine, study
 from benchmarks.places import SHOWN, Place
 from benchmarks.processes import Child, child
 from tests.servers import MariadbServer, PostgresServer, Server
@@ -42,6 +42,8 @@ WAITING_SECONDS = 20.0
 """At most so long the workers are watched while they wait."""
 SAMPLE_SECONDS = 0.5
 SETTLE_SECONDS = 30.0
+SHOWN_LINES = 5
+"""Of the workers' log."""
 PER_WORKER = 3
 """Connections that the server allows for each."""
 
@@ -302,6 +304,7 @@ class Measure:
             "commits_a_second": sent["COMMIT"] / told["seconds"],
             "server_core_percent": told["server_core_percent"],
             "worker_core_percent": told["workers_core_percent"] / self.workers,
+            "beat_seconds": told["seconds"],
             "beat_statements": dict(sent),
         }
 
@@ -420,7 +423,7 @@ def measured(
         study.prepared(folder, target, rows)
         gauge.calibrate(target.database)
         idle_mb = gauge.memory_mb()
-        with cluster(folder, workers, interval_seconds, one_machine=one_machine) as crew:
+        with _said_if_it_fails(folder), cluster(folder, workers, interval_seconds, one_machine=one_machine) as crew:
             run = Measure(gauge, target, crew, workers, Peak(gauge, target.database), idle_mb)
             figures: Figures = {"workers": workers, "processes": len(crew.sizes), "seconds": seconds}
             figures |= run.start() | run.beat(seconds)
@@ -433,12 +436,28 @@ def measured(
         figures["most_connections"] = run.peak.most
         figures["most_connections_each"] = run.peak.most / workers
         figures |= run.fates()
-        log = folder / "benchmark.log"
-        figures["log"] = log.read_text().splitlines() if log.exists() else []
+        said = _said(folder)
+        figures |= {"log_lines": len(said), "log": said[:SHOWN_LINES]}
         study.run(study.prove(target, rows))
     assert (done, late) == (workers, rows - workers), (done, late)
     prove_whole(figures)
     return figures
+
+
+@contextmanager
+def _said_if_it_fails(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        said = _said(folder)
+        print(f"The workers wrote {len(said)} lines of log; the first:", *said[:SHOWN_LINES], sep="\n", file=sys.stderr)
+        raise
+
+
+def _said(folder: Path) -> list[str]:
+    """What the workers found worth a warning."""
+    log = folder / cluster_workers.LOG
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def prove_whole(figures: Figures) -> None:
@@ -497,8 +516,8 @@ def show(sizes: Sequence[Figures], shown: str, console: Console) -> None:
         table.add_row(label, *(_number(figures[name]) for figures in sizes))
     console.print(table)
     for figures in sizes:
-        for line in figures["log"][:5]:
-            console.print(f"{figures['workers']} workers said: {line}", markup=False)
+        for line in figures["log"]:
+            console.print(f"{figures['workers']} workers said, of {figures['log_lines']} lines: {line}", markup=False)
 
 
 def _number(figure: float) -> str:

@@ -8,6 +8,7 @@ are not asked after by their process ids, as they are not on other machines.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -23,6 +24,7 @@ from benchmarks import study
 from benchmarks.asleep import Beds
 from benchmarks.processes import heard, say
 
+LOG = "workers.log"
 Told = dict[str, Any]
 
 
@@ -45,8 +47,9 @@ class Bunch:
         beds = self._beds = Beds(workers * rows)
         for made in self._made[:workers]:
             self._run(made, beds, n_jobs=rows, max_experiments=rows)
-        asleep = asyncio.ensure_future(beds.all_asleep.wait())
-        await asyncio.wait([asleep, *self._running], return_when=asyncio.FIRST_COMPLETED)
+        asleep: asyncio.Future[Any] = asyncio.ensure_future(beds.all_asleep.wait())
+        waited: list[asyncio.Future[Any]] = [asleep, *self._running]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not asleep.done():
             ended = [run.result() for run in self._running if run.done()]
             raise RuntimeError(f"{len(ended)} workers ended before all had a row: {ended[:3]}")
@@ -92,9 +95,17 @@ class Bunch:
         return await {"wake": self.wake, "close": self.close}[do]()
 
 
+def _quiet(folder: Path) -> None:
+    """What a thousand workers have to say goes into one file, and not on the screen."""
+    handler = logging.FileHandler(folder / LOG)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.getLogger("asyncexp-benchmarks").addHandler(handler)
+
+
 async def _serve(folder: Path, number: int, count: int, interval_seconds: float) -> None:
     if number:
         socket.gethostname = lambda: f"machine-{number}"
+    _quiet(folder)
     bunch = Bunch(folder, count, interval_seconds)
     say(pid=os.getpid(), **bunch.weight())
     messages = heard()
