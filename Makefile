@@ -15,7 +15,7 @@ help:
 	@echo 'make demo         a grid of real experiments on SQLite, with a table and a plot (about a minute, installation included up to two)'
 	@echo 'make test         format, lint, types, imports, and all tests on SQLite, PostgreSQL and MariaDB'
 	@echo 'make chaos        killed workers, restarted servers, cut links: 10 minutes on each database, and an audit'
-	@echo 'make bench-quick  throughput against the bare drivers, in under a minute; make bench takes longer'
+	@echo 'make bench-quick  asyncexp against the bare drivers and other queues, in about a minute; make bench takes half an hour'
 	@echo 'make venv         only the environment; make clean removes it'
 
 venv: .venv/dev.installed

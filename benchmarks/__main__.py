@@ -66,7 +66,7 @@ class Plan:
     waking: waking.Size
     waking_on: Sequence[str]
     python: Path | None = None
-    """The interpreter of the peer; None: without peers."""
+    """The interpreter of the predecessor; None: without it."""
 
     @property
     def rounds(self) -> int:
@@ -110,7 +110,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
 
 def _plan(given: argparse.Namespace) -> Plan:
     names = frozenset(given.only or NAMES)
-    python = peers.interpreter(given.legacy_python) if given.peers or given.legacy_python else None
+    wants_predecessor = given.peers or given.legacy_python or (peers.is_there() and not given.quick)
+    python = peers.interpreter(given.legacy_python) if wants_predecessor else None
     if given.quick:
         return Plan(
             names=names,
@@ -179,7 +180,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_words(NAMES), metavar="S1,S3,…", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--databases", type=_words(PROVIDERS), default=list(PROVIDERS), metavar="sqlite,…")
     parser.add_argument("--json", type=Path, help="where the figures go (default: benchmarks/results/)")
-    parser.add_argument("--peers", action="store_true", help="S2 with PyExperimenter 1.4.2 too, in .venv-legacy")
+    parser.add_argument("--peers", action="store_true", help="S2 with PyExperimenter 1.4.2, too; makes .venv-legacy")
     parser.add_argument("--legacy-python", type=Path, help="S2 with the PyExperimenter of this interpreter too")
     return parser.parse_args(arguments)
 

@@ -30,6 +30,11 @@ REQUIREMENT = "py_experimenter==1.4.2"
 AT_ONCE = 200
 
 
+def is_there() -> bool:
+    """Whether the predecessor's environment has been made already."""
+    return (ENVIRONMENT / "bin" / "python").exists()
+
+
 def interpreter(given: Path | None) -> Path:
     """The Python that has the peer: the one given, else that of `.venv-legacy`, which is made if it is missing."""
     python = given or ENVIRONMENT / "bin" / "python"
