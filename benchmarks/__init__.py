@@ -7,8 +7,8 @@
     python -m benchmarks --only S7,S10 --databases postgresql
 
 Every figure is a pair, taken in turns: a limit (the database's own driver, used by hand, on the same
-table; a smaller table, one worker alone; or a peer) and asyncexp through its public API. Absolute figures drift between machines and between days;
-compare ratios.
+table; a smaller table; one worker alone; or a peer) and asyncexp through its public API. Absolute figures
+drift between machines and between days; compare ratios.
 
 | module | what it holds |
 |---|---|

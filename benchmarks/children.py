@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from asyncexp import SyncResultProcessor
 from asyncexp.db.base import Target
@@ -28,12 +29,11 @@ def no_op(keyfields: study.Keys, results: SyncResultProcessor, _: study.Keys) ->
 def measured(place: Place, rows: int, rounds: int, cold_rounds: int) -> Line:
     """Experiments a second of two warm children; facts: seconds of a call of `execute` that runs a few only."""
     _, ours = in_turns(rounds, lambda: WANTED, lambda: warm(place, rows))
-    facts = {
-        "rows": rows,
-        "cold_call_ms": _median_ms(place, cold_rounds, children=1),
-        f"cold_call_of_{MANY}_ms": _median_ms(place, cold_rounds, children=MANY),
-        "the_same_in_a_task_ms": _median_ms(place, cold_rounds, children=1, pool="task"),
-    }
+    facts: dict[str, Any] = {"rows": rows}
+    if cold_rounds:
+        facts["cold_call_ms"] = _median_ms(place, cold_rounds, children=1)
+        facts[f"cold_call_of_{MANY}_ms"] = _median_ms(place, cold_rounds, children=MANY)
+        facts["the_same_in_a_task_ms"] = _median_ms(place, cold_rounds, children=1, pool="task")
     what = f"`def`, {CHILDREN} children; limit: the rate asked for"
     return Line("S4", what, "experiments/s", [WANTED] * rounds, ours, place.shown, CHILDREN, 1.0, 2.0, facts=facts)
 
