@@ -107,10 +107,23 @@ async def _serve(folder: Path, number: int, count: int, interval_seconds: float)
         socket.gethostname = lambda: f"machine-{number}"
     _quiet(folder)
     bunch = Bunch(folder, count, interval_seconds)
+    inbox: asyncio.Queue[Told | None] = asyncio.Queue()
+    obeying = threading.Lock()
+    threading.Thread(target=_listen, args=(inbox, asyncio.get_running_loop(), obeying), daemon=True).start()
     say(pid=os.getpid(), **bunch.weight())
-    messages = heard()
-    while (message := await asyncio.to_thread(next, messages, None)) is not None:
-        say(**await bunch.obey(**message))
+    while (message := await inbox.get()) is not None:
+        with obeying:
+            told = await bunch.obey(**message)
+        say(**told)
+
+
+def _listen(inbox: asyncio.Queue[Told | None], loop: asyncio.AbstractEventLoop, obeying: threading.Lock) -> None:
+    """Hands over what the parent says, and ends this process if it is gone while an answer is due."""
+    for message in heard():
+        loop.call_soon_threadsafe(inbox.put_nowait, message)
+    if obeying.locked():
+        os._exit(1)
+    loop.call_soon_threadsafe(inbox.put_nowait, None)
 
 
 def main() -> None:
