@@ -43,7 +43,7 @@ async def drain(url: str, jobs: int, batch_size: int) -> dict[str, object]:
         began = time.perf_counter()
         await queue.run(batch_size=batch_size, mode=QueueExecutionMode.drain)
         seconds = time.perf_counter() - began
-        [left] = await connection.fetchrow("SELECT COUNT(*) FROM pgqueuer")
+        left = await connection.fetchval("SELECT COUNT(*) FROM pgqueuer")
     finally:
         await connection.close()
     assert left == 0, left
