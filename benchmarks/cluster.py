@@ -93,9 +93,12 @@ class Gauge(ABC):
         total = own.children_user + own.children_system
         for process in self._family():
             with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
+                total += self._cpu_seconds(process)
         return float(total)
+
+    def _cpu_seconds(self, process: psutil.Process) -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system)
 
     def memory_mb(self) -> float:
         """Of all its processes together, shared pages once."""
@@ -127,6 +130,13 @@ class Postgres(PostgresServer):
 
 
 class PostgresGauge(Gauge):
+    def _cpu_seconds(self, process: psutil.Process) -> float:
+        # A process a connection, which beats for a millisecond: the times that psutil knows come in steps of ten.
+        exact = Path(f"/proc/{process.pid}/schedstat")
+        with suppress(OSError):
+            return int(exact.read_text().split()[0]) / 1e9
+        return super()._cpu_seconds(process)
+
     def _counters(self, database: str) -> Counter[str]:
         rows = self.server.sql(
             "SELECT upper(substring(query FROM '[A-Za-z]+')), CAST(SUM(calls) AS bigint) FROM pg_stat_statements "
