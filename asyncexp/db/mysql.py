@@ -115,6 +115,7 @@ DIALECT = Dialect(
     lock=LOCK + "SHA1(CONCAT(DATABASE(), '/', :key)), 86400)",
     max_name_bytes=64,
     transactional_ddl=False,
+    by_index="{table} FORCE INDEX ({index})",
 )
 
 

@@ -35,10 +35,10 @@ from asyncexp.db.whole import (
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
-PLANNER = {"enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+PLANNER = {"enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
 """For transactions, which write. A claim takes the first few rows of an index, and looks each up by its ID. The
 planner does not know how few (a parameter), nor, until the server next counts, that there are many: it would read and
-sort them all, or read the table."""
+sort them all, or read the table, or compile what is over in a millisecond."""
 LIMIT_SECONDS = 30.0
 """The limit on a call for which a connection is set up; others cost a statement more."""
 

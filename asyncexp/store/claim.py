@@ -9,7 +9,7 @@ from typing import Any
 from asyncexp.db.base import Row, Transaction
 from asyncexp.errors import DatabaseError
 from asyncexp.experiment import Experiment, ExperimentId
-from asyncexp.schema import quote
+from asyncexp.schema import RANDOM_INDEX, quote
 from asyncexp.store.fill import KeyRow, ensure
 from asyncexp.store.study import Condition, Study
 
@@ -86,7 +86,12 @@ async def _take(
     study: Study, tx: Transaction, worker: Worker, wanted: Wanted, count: int, order: str, part: str
 ) -> list[Experiment]:
     values = parameters(study, worker, wanted, count)
-    candidates = f"FROM {study.main} WHERE {filtered(study, wanted, part)} ORDER BY {order} LIMIT :count"
+    table = study.main
+    if wanted.random_from is not None and not wanted.where.params:
+        # Left to itself MariaDB reads all open rows from the lowest hash on.
+        index = quote(RANDOM_INDEX.name(study.schema.main.name))
+        table = study.dialect.by_index.format(table=table, index=index)
+    candidates = f"FROM {table} WHERE {filtered(study, wanted, part)} ORDER BY {order} LIMIT :count"
     take = _take_returning if study.dialect.returning else _take_in_two
     return experiments(study, worker, wanted, await take(study, tx, candidates, values, changes(study, wanted.status)))
 
