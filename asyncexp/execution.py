@@ -188,9 +188,8 @@ async def _say(session: Session, run: Run, counted: tuple[int, int] | None) -> N
 
 
 async def _warn_of_lost_workers(session: Session) -> None:
-    listed = await workers.listed(await session.reading())
-    for worker in listed:
-        if worker.state == "lost" and worker.running:
+    for worker in await workers.listed(await session.reading(), lost_only=True):
+        if worker.running:
             session.logger.warning(
                 "%d rows still run in the name of a worker last seen at %s UTC (%s, pid %d). If it gives no more sign, "
                 "the next call of `execute` takes them over.",

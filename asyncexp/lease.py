@@ -226,7 +226,8 @@ class Service:
         return min(self._interval, FIRST_WAIT_SECONDS * 2.0 ** min(self._waits, 20)) * random.uniform(0.5, 1.0)
 
     async def _beat(self, study: Study) -> None:
-        due = time.monotonic() + self._interval
+        # Never later; a little earlier now and then, or else workers that began together would always beat together.
+        due = time.monotonic() + self._interval * random.uniform(0.9, 1.0)
         if not self._silent:
             await self._give_sign(study)
             self._main_study.clock_like(study)

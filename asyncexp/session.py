@@ -295,9 +295,9 @@ class Session:
 
         The seconds that it took to see; None if there are none.
         """
-        began = time.monotonic()
         try:
             study = await self.reading()
+            began = time.monotonic()
             names = ["running", *(["created"] if of is None and wanted.status == "created" else [])]
             chosen = life.selection(study, names, wanted.where, wanted.ids)
             if of is not None:
@@ -305,7 +305,7 @@ class Session:
                 chosen = Condition(f"{chosen.sql} AND {study.member(WORKER, ':workers')}", params)
             found = await read.any_of(study, chosen)
         except Outage:
-            found = True
+            return 0.0
         return time.monotonic() - began if found else None
 
     def _robbed(self) -> None:

@@ -47,6 +47,8 @@ ALIKE = 20
 RETRY_SLACK_SECONDS = 0.02
 """Added to a retry's delay, for databases whose clock counts milliseconds."""
 SHOWN_ERRORS = 20
+LOCKED_SECONDS = 0.02
+"""Rows that others have locked are looked for again after so long at first."""
 LOOK_SHARE = 10
 """Looking again whether others still run rows waits at least so many times what the last look took."""
 LAST_FLUSH_SECONDS = 5.0
@@ -180,6 +182,8 @@ class Run:
         self._stirred = False
         """The table changed while a claim was under way, which may not have seen that."""
         self._confirmed_empty = False
+        self._locked = 0
+        """How often in a row there were rows that could not be taken."""
         self._retries: dict[int, float] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._changed = asyncio.Event()
@@ -289,7 +293,12 @@ class Run:
 
     async def _last_look(self) -> float | None:
         """Seconds after which to look again, 0 if there are rows to claim now; None: there will be none."""
-        if await self._host.writer.release_strangers():
+        wanted = replace(self._wanted, ids=None if self._ids is None else tuple(self._ids))
+        if await self._host.writer.any_left(wanted):
+            # Mostly another worker's claim is under way; somebody may hold them locked for longer, too.
+            self._locked += 1
+            longest = min(self.options.poll_interval, LOCKED_SECONDS * 2.0 ** min(self._locked, 20))
+            await asyncio.sleep(longest * random.uniform(0.5, 1.0))
             return 0.0
         look = await self._host.look()
         if look.rescued:
@@ -297,7 +306,6 @@ class Run:
         finished = self.options.until_finished
         if not finished and look.again_in is None:
             return None
-        wanted = replace(self._wanted, ids=None if self._ids is None else tuple(self._ids))
         if (took := await self._host.unfinished(wanted, None if finished else look.in_question)) is None:
             return None
         if finished:
@@ -411,6 +419,7 @@ class Run:
         self._started += 1
         self.last_id = key[0]
         self._confirmed_empty = False
+        self._locked = 0
         self._stop_looking()
         self._retries.pop(key[0], None)
         if self._wanted.add is not None or self._wanted.early:

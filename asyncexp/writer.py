@@ -21,7 +21,7 @@ from asyncexp.db.base import DataRefused, DuplicateKey, Outage, T
 from asyncexp.db.whole import over, unseen
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, lost
 from asyncexp.experiment import Experiment, ExperimentId
-from asyncexp.store.claim import Wanted, Worker
+from asyncexp.store.claim import Wanted, Worker, any_left
 from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit
 from asyncexp.store.settle import release_unknown, settle
 from asyncexp.store.study import Study
@@ -38,8 +38,6 @@ FLUSH_BYTES = 4_000_000
 FEW_CALLS = 256
 FEW_BYTES = 100_000
 """A flush that is no larger is done at once where the database is a file: the event loop waits for it."""
-MANY_CALLS = 32
-"""Attempts that all wait for the same flush are told in two halves if they are so many."""
 FLUSH_LIMIT_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 0.05
 
@@ -104,7 +102,7 @@ class Writer:
         self._queue: deque[Call | Claim] = deque()
         self._held_claims: list[Claim] = []
         """Claims of a flush that waits for the database to come back."""
-        self._checks: deque[asyncio.Future[list[int]]] = deque()
+        self._checks: deque[tuple[Wanted, asyncio.Future[bool]]] = deque()
         self._bad: dict[Key, DatabaseQueryError] = {}
         self._held_logs = 0
         self._room = asyncio.Event()
@@ -190,13 +188,14 @@ class Writer:
                     taken.set_result(None)
                     return
 
-    def release_strangers(self) -> asyncio.Future[list[int]]:
-        """Gives back rows that run in this worker's name and that it does not know; their IDs.
+    def any_left(self, wanted: Wanted) -> asyncio.Future[bool]:
+        """Whether there are rows to claim after all: an empty answer passes over those that others have locked.
 
-        Done between two flushes, when no claim can be under way.
+        Rows that run in this worker's name and that it does not know are given back first. Done between two
+        flushes, when no claim can be under way.
         """
-        asked: asyncio.Future[list[int]] = self._loop.create_future()
-        self._checks.append(asked)
+        asked: asyncio.Future[bool] = self._loop.create_future()
+        self._checks.append((wanted, asked))
         self._wake.set()
         return asked
 
@@ -260,7 +259,7 @@ class Writer:
             if calls or claims:
                 await self._store(calls, claims)
             while self._checks:
-                await self._check(self._checks.popleft())
+                await self._check(*self._checks.popleft())
             if self._queue:
                 self._wake.set()
             elif self._no_more or (self._closing and not self.known):
@@ -276,15 +275,16 @@ class Writer:
             self._closing = True
         self._wake.clear()
 
-    async def _check(self, asked: asyncio.Future[list[int]]) -> None:
+    async def _check(self, wanted: Wanted, asked: asyncio.Future[bool]) -> None:
         try:
-            given_back = await self._insist(self._release_unknown)
+            left = bool(await self._insist(self._release_unknown))
+            left = left or await self._insist(partial(any_left, self._study, wanted))
         except DatabaseError as failure:
             if not asked.done():
                 asked.set_exception(failure)
         else:
             if not asked.done():
-                asked.set_result(given_back)
+                asked.set_result(left)
 
     def _take(self) -> tuple[list[Call], list[Claim]]:
         """The next flush: as much of the queue, in order, as fits. A claim that adds a row goes alone."""
@@ -433,28 +433,15 @@ class Writer:
     # -------------------------------------------------------------------------------------- telling
 
     def _tell(self, calls: Sequence[Call], claims: Sequence[Claim], flushed: Flushed) -> None:
-        if self._all_in_step(calls) and not flushed.refused:
-            # What the first half sends next is on its way to the database while the second half runs.
-            middle = len(calls) // 2
-            self._loop.call_soon(self._answer_all, calls[middle:], flushed)
-            calls = calls[:middle]
-        self._answer_all(calls, flushed)
+        for call in calls:
+            if call.logs is not None:
+                self._logs_gone(call.logs)
+            self._answer(call, flushed)
         for key in flushed.refused:
             self._forget_lost(key)
         answers: Sequence[Claimed] = flushed.claimed if len(flushed.claimed) == len(claims) else [None] * len(claims)
         for claim, answer in zip(claims, answers, strict=True):
             self._hand_over(claim, answer)
-
-    def _all_in_step(self, calls: Sequence[Call]) -> bool:
-        """Whether nearly all that runs here waited for this flush, so that either the database works or they do."""
-        many = len(calls) >= MANY_CALLS and 3 * len(calls) >= 2 * len(self.known)
-        return many and self._study.dialect.elsewhere
-
-    def _answer_all(self, calls: Iterable[Call], flushed: Flushed) -> None:
-        for call in calls:
-            if call.logs is not None:
-                self._logs_gone(call.logs)
-            self._answer(call, flushed)
 
     def _answer(self, call: Call, flushed: Flushed) -> None:
         failure = lost(ExperimentId(*call.key, self._worker.id)) if call.key in flushed.refused else None

@@ -95,8 +95,6 @@ class Dialect:
     """Statement that wakes listeners of `:channel` with `:payload`, with the transaction; None without."""
     by_index: str = "{table}"
     """How a FROM clause names a table of which `{index}` is to be read in its order, if that needs saying."""
-    elsewhere: bool = True
-    """Whether another process does the work, so that this one may do something meanwhile."""
     changing_queries: bool = False
     """Whether parts of a WITH query may change rows."""
     copies: bool = False

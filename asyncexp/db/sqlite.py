@@ -120,7 +120,6 @@ DIALECT = Dialect(
     returning=True,
     batch="many",
     partial_indexes=True,
-    elsewhere=False,
     member="{column} IN (SELECT value FROM json_each({values}))",
     bind_list=lambda values: f"[{','.join(map(str, values))}]",
     text_equal="{column} = {value}",

@@ -74,6 +74,12 @@ async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -
     return taken
 
 
+async def any_left(study: Study, wanted: Wanted) -> bool:
+    """Whether there are rows that `claim` would take if nobody else had them locked."""
+    text = f"SELECT 1 FROM {study.main} WHERE {filtered(study, wanted, '1 = 1')} LIMIT 1"
+    return bool(await study.fetch(study.db, text, **_sought(study, wanted)))
+
+
 def passes(wanted: Wanted) -> list[tuple[str, str]]:
     if wanted.random_from is not None:
         return [('"_key_hash"', '"_key_hash" >= :random_from'), ('"_key_hash"', '"_key_hash" < :random_from')]
@@ -99,16 +105,19 @@ async def _take(
 def parameters(study: Study, worker: Worker, wanted: Wanted, count: int) -> dict[str, Any]:
     """What the statements of a claim are given, for so many rows at most."""
     return dict(
-        wanted.where.params,
+        _sought(study, wanted),
         above=wanted.above,
         random_from=wanted.random_from,
         count=count,
-        since=wanted.since,
-        ids=study.integers(wanted.ids) if wanted.ids else None,
         worker=worker.id,
         name=worker.name,
         machine=worker.machine,
     )
+
+
+def _sought(study: Study, wanted: Wanted) -> dict[str, Any]:
+    ids = study.integers(wanted.ids) if wanted.ids else None
+    return dict(wanted.where.params, since=wanted.since, ids=ids)
 
 
 def filtered(study: Study, wanted: Wanted, part: str) -> str:

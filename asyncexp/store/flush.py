@@ -126,19 +126,13 @@ async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key],
 
 
 async def _write_fields(study: Study, tx: Transaction, units: Iterable[Unit]) -> None:
-    for columns, rows in by_columns(units).items():
-        await update(study, tx, columns, rows)
-
-
-def by_columns(units: Iterable[Unit], *, attempt: bool = False) -> dict[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns -> rows of units that write to just these: ID, perhaps the attempt, and a value for each column."""
     groups: defaultdict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
     for unit in units:
         if unit.fields:
             columns = tuple(sorted(unit.fields))
-            key = unit.key if attempt else unit.key[:1]
-            groups[columns].append((*key, *(unit.fields[name] for name in columns)))
-    return groups
+            groups[columns].append((unit.key[0], *(unit.fields[name] for name in columns)))
+    for columns, rows in groups.items():
+        await update(study, tx, columns, rows)
 
 
 async def update(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from asyncexp.db.base import Row, Transaction
 from asyncexp.schema import quote
 from asyncexp.store.claim import Wanted, Worker, changes, columns, experiments, filtered, parameters, passes
-from asyncexp.store.flush import CLOSED, IS_DONE, Flushed, Unit, by_columns, flush, unnested
+from asyncexp.store.flush import CLOSED, IS_DONE, Flushed, Unit, flush, unnested
 from asyncexp.store.study import Study
 
 
@@ -25,8 +25,10 @@ async def flush_together(
     if not (study.dialect.changing_queries and _fits(units, claims)):
         return await flush(study, tx, worker, units, claims, number)
     query = _Query(study)
-    _hold(query, worker, sorted(units, key=lambda unit: unit.key))
-    _write(query, units)
+    names = sorted(next((unit.fields for unit in units if unit.fields), {}))
+    _hold(query, worker, sorted(units, key=lambda unit: unit.key), names)
+    if names:
+        _write(query, names)
     if any(unit.end for unit in units):
         _close(query)
     if claims:
@@ -36,8 +38,10 @@ async def flush_together(
 
 
 def _fits(units: Sequence[Unit], claims: Sequence[Wanted]) -> bool:
-    """Whether no row is written twice and nothing has to be known between two steps."""
+    """Whether no row is written twice, all values are for the same columns, and no step waits for another's answer."""
     if len(claims) > 1 or any(claim.add is not None for claim in claims):
+        return False
+    if len({frozenset(unit.fields) for unit in units if unit.fields}) > 1:
         return False
     return all(
         not unit.logs and (unit.end is None or (unit.end.outcome == "done" and not unit.fields)) for unit in units
@@ -64,20 +68,34 @@ class _Query:
         return await self.study.fetch(tx, text, **self.values)
 
 
-def _hold(query: _Query, worker: Worker, units: Sequence[Unit]) -> None:
-    """Locks the rows of those attempts that still run here, in the order of their IDs."""
+def _hold(query: _Query, worker: Worker, units: Sequence[Unit], names: Sequence[str]) -> None:
+    """Locks the rows of those attempts that still run here, in the order of their IDs; what is sent goes along.
+
+    So each row is looked up by its ID from there: a join of two lists would compare each with each.
+    """
     study, sent = query.study, query.name("sent")
-    rows = [(*unit.key, unit.end is not None) for unit in units]
-    source, values = unnested(sent, "_sent", ("bigint", "bigint", "boolean"), rows)
+    nothing = (None,) * len(names)
+    rows = [
+        (
+            *unit.key,
+            unit.end is not None,
+            bool(unit.fields),
+            *(map(unit.fields.__getitem__, names) if unit.fields else nothing),
+        )
+        for unit in units
+    ]
+    types = ("bigint", "bigint", "boolean", "boolean", *map(study.array_type, names))
+    source, values = unnested(sent, "_sent", types, rows)
+    sent_values = "".join(f', {sent}."_sent{position}"' for position in range(2, len(types)))
     text = (
-        f'SELECT "ID" AS "_held", {sent}."_sent1" AS "_held_attempt", {sent}."_sent2" AS "_ends" FROM {study.main} '
-        f'JOIN {source} ON "ID" = {sent}."_sent0" WHERE {fence(sent)} '
+        f'SELECT "ID" AS "_held", {sent}."_sent1" AS "_held_attempt"{sent_values} '
+        f'FROM {study.main} JOIN {source} ON "ID" = {sent}."_sent0" WHERE {fence(sent)} '
         f'ORDER BY "ID"{study.dialect.for_update} OF {study.main}'
     )
     query.add("held", text, kept=True)
     query.values |= {**values, "runs_as": worker.runs_as}
-    nothing = ", NULL" * (1 + len(study.schema.key_names))
-    query.selects.append(f'SELECT FALSE, "_held", "_held_attempt"{nothing} FROM {query.name("held")}')
+    nulls = ", NULL" * (1 + len(study.schema.key_names))
+    query.selects.append(f'SELECT FALSE, "_held", "_held_attempt"{nulls} FROM {query.name("held")}')
 
 
 def fence(sent: str) -> str:
@@ -85,25 +103,17 @@ def fence(sent: str) -> str:
     return f'"_attempt" = {sent}."_sent1" AND "_worker" = :runs_as AND "status" = \'running\''
 
 
-def _write(query: _Query, units: Sequence[Unit]) -> None:
-    study, held = query.study, query.name("held")
-    for place, (names, rows) in enumerate(by_columns(units, attempt=True).items()):
-        new, stem = query.name(f"new{place}"), f"_new{place}_"
-        source, values = unnested(new, stem, ("bigint", "bigint", *map(study.array_type, names)), rows)
-        sets = ", ".join(f'{quote(name)} = {new}."{stem}{position}"' for position, name in enumerate(names, 2))
-        text = (
-            f'UPDATE {study.main} SET {sets} FROM {source} JOIN {held} ON "_held" = {new}."{stem}0" '
-            f'AND "_held_attempt" = {new}."{stem}1" WHERE "ID" = "_held"'
-        )
-        query.add(f"written{place}", text)
-        query.values |= values
+def _write(query: _Query, names: Sequence[str]) -> None:
+    study = query.study
+    sets = ", ".join(f'{quote(name)} = "_sent{position}"' for position, name in enumerate(names, 4))
+    query.add("written", f'UPDATE {study.main} SET {sets} FROM {query.name("held")} WHERE "ID" = "_held" AND "_sent3"')
 
 
 def _close(query: _Query) -> None:
     study = query.study
     text = (
         f"UPDATE {study.main} SET \"status\" = 'done', {CLOSED.format(now=study.dialect.now)} "
-        f'FROM {query.name("held")} WHERE "ID" = "_held" AND "_ends"'
+        f'FROM {query.name("held")} WHERE "ID" = "_held" AND "_sent2"'
     )
     query.add("closed", text)
 

@@ -266,17 +266,18 @@ async def raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -
         await wake(study, tx, str(worker))
 
 
-async def listed(study: Study) -> list[WorkerInfo]:
-    """All workers that have a row, the latest first."""
+async def listed(study: Study, *, lost_only: bool = False) -> list[WorkerInfo]:
+    """All workers that have a row, or those that are lost, the latest first."""
     own = [name for name in WorkerInfo.__slots__ if name not in ("state", "running")]
     over = study.dialect.later.format(seconds='-"lease"')
+    lost = f'("heartbeat" < {over} OR "rescued" IS NOT NULL)'
+    chosen = f' WHERE "stopped" IS NULL AND {lost}' if lost_only else ""
     text = (
         f"SELECT {', '.join(map(quote, own))}, CASE WHEN \"stopped\" IS NOT NULL THEN 'stopped' "
-        f"WHEN \"heartbeat\" < {over} OR \"rescued\" IS NOT NULL THEN 'lost' ELSE 'live' END "
-        f'FROM {study.workers} ORDER BY "started" DESC'
+        f"WHEN {lost} THEN 'lost' ELSE 'live' END FROM {study.workers}{chosen} ORDER BY \"started\" DESC"
     )
     rows = await study.fetch(study.db, text)
-    running = await _running(study)
+    running = await _running(study) if rows else {}
     return [_info(study, dict(zip([*own, "state"], row, strict=True)), running) for row in rows]
 
 

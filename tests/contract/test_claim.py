@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from itertools import accumulate
 from typing import Any
@@ -15,7 +16,8 @@ from tests.contract.conftest import Make
 from tests.contract.functions import Ran
 from tests.contract.shared import Seen, Shared, until
 from tests.contract.sql import execute as change
-from tests.contract.support import Keys, audit, numbers, statuses
+from tests.contract.sql import locked
+from tests.contract.support import Keys, audit, eventually, numbers, statuses
 
 PAIRS: dict[str, Any] = {"number": {"type": "INT"}, "kind": {"type": "VARCHAR(20)"}}
 
@@ -250,3 +252,21 @@ async def test_what_is_no_function_is_refused(make: Make, target: Target) -> Non
     with pytest.raises(InvalidConfigError, match="must be a function"):
         await experimenter.execute("run")  # type: ignore[arg-type]
     assert await statuses(target) == {"created": 2}
+
+
+@pytest.mark.parametrize("provider", ["postgresql", "mysql"])
+@pytest.mark.in_process_only("a claim is the same whatever runs the functions")
+async def test_rows_that_others_have_locked_for_a_moment_are_no_empty_table(
+    make: Make, target: Target, shared: Shared
+) -> None:
+    """A claim passes over them; those that many others are just claiming, for instance."""
+    experimenter = make(keyfields=numbers(2))
+    await experimenter.fill_table_from_config()
+    ran = shared.seen()
+    async with locked(target, 2):
+        call = asyncio.create_task(experimenter.execute(Ran(ran), n_jobs=2, poll_interval=0.2))
+        await eventually(lambda: len(ran) == 1)
+        done, _ = await asyncio.wait([call], timeout=1.0)
+        assert not done
+    assert (await call).done == 2
+    assert await audit(target) == {"done": 2}
