@@ -52,7 +52,9 @@ def collecting() -> Iterator[list[Any]]:
 
 
 @pytest.mark.parametrize(
-    ("function", "pool"), [(with_a_task, "task"), (plainly, "task"), (plainly, "process")], ids=str
+    ("function", "pool"),
+    [(with_a_task, "task"), (plainly, "task"), (plainly, "process")],
+    ids=["task", "thread", "process"],
 )
 async def test_what_ends_is_gone(
     sqlite_target: Target, tmp_path: Path, function: Callable[..., Any], pool: Literal["task", "process"]
