@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from asyncexp import Experimenter, ResultProcessor
 from asyncexp.db.base import Target
 from tests.contract.conftest import Make
 from tests.contract.sql import fetch as sql
-from tests.contract.support import Keys, numbers
+from tests.contract.support import Keys, eventually, numbers
 
 pytestmark = pytest.mark.in_process_only("what the server reads is the same whatever runs the functions")
 postgres_only = pytest.mark.parametrize("provider", ["postgresql"])
@@ -36,14 +35,14 @@ async def read_by_claims(experimenter: Experimenter, target: Target, **keywords:
 
 
 async def settled(target: Target) -> int:
-    """What was read, when the server has counted all of it; MariaDB counts at once, this question too."""
-    if target.provider == "mysql":
-        return await _read(target)
-    last = -1
-    while (read := await _read(target)) != last:
-        last = read
-        await asyncio.sleep(0.5)
-    return read
+    """What was read by sessions that are gone: PostgreSQL counts for each when it ends, MariaDB at once."""
+    others = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+    async def alone() -> bool:
+        return target.provider == "mysql" or await sql(target, others) == [(0,)]
+
+    await eventually(alone)
+    return await _read(target)
 
 
 async def _read(target: Target) -> int:
