@@ -10,12 +10,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from asyncexp.db.whole import immortal
 from asyncexp.errors import DatabaseConnectionError
 from asyncexp.waiting import Begin, Call, Once
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 JOIN_LIMIT_SECONDS = 10.0
@@ -210,3 +212,20 @@ def _leave_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """Resolves names and finds out facts also while the interpreter ends, when its own executors take no more work."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        threading.Thread(target=_answer, args=(future, lambda: fn(*args, **kwargs)), daemon=True).start()
+        return future
+
+
+def _answer(future: Future[T], job: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(job())
+        except BaseException as failure:  # noqa: BLE001  (raised to who waits for it)
+            future.set_exception(failure)

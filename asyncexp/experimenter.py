@@ -26,7 +26,6 @@ from asyncexp.errors import (
     MissingLogTableError,
     NoPausedExperimentsException,
     ParameterCombinationError,
-    SshTunnelError,
     unknown,
 )
 from asyncexp.execution import Call, perform
@@ -47,9 +46,10 @@ from asyncexp.worker import Options
 if TYPE_CHECKING:
     import pandas as pd
 
-    from asyncexp.config.models import Configuration, ExecutionConfig
+    from asyncexp.config.models import Configuration, ExecutionConfig, SshConfig
     from asyncexp.store.read import ErrorGroup
     from asyncexp.store.workers import WorkerInfo
+    from asyncexp.tunnel import Tunnel
 
 Status = ExperimentStatus | str
 PathLike = str | os.PathLike[str]
@@ -148,6 +148,8 @@ class Experimenter:
         self._logger = logs.logger(logger_name, log_level, self._arguments["log_file"])
         self._sessions: dict[int, Session] = {}
         self._attachments: set[Attachment] = set()
+        self._tunnels: dict[tuple[int, bool], Tunnel] = {}
+        """By event loop, and whether it is that of attached workers alone."""
         self._tables_are_right = False
         self._pid = os.getpid()
 
@@ -202,11 +204,18 @@ class Experimenter:
         try:
             await asyncio.gather(*(attachment.close() for attachment in self._attached_here()))
         finally:
-            if session is not None:
-                await session.close()
+            try:
+                if session is not None:
+                    await session.close()
+            finally:
+                await self.close_ssh_tunnel()
 
     async def close_ssh_tunnel(self) -> None:
-        """Closes the SSH tunnel, if one was opened."""
+        """Closes the SSH tunnel, if one was opened. A later call that needs it opens it again."""
+        self._forget_strangers()
+        loop = asyncio.get_running_loop()
+        for tunnel in [tunnel for tunnel in self._tunnels.values() if tunnel.loop is loop]:
+            await tunnel.close()
 
     close_ssh = close_ssh_tunnel
 
@@ -234,12 +243,22 @@ class Experimenter:
         name: str = self._arguments["name"]
         return Session(self._connecting(), self._schema, self._logger, name, self._configuration.custom)
 
-    def _connecting(self) -> Callable[[], Database]:
-        """What makes connections to the database."""
+    def _connecting(self, *, attached: bool = False) -> Callable[[], Database]:
+        """What makes connections to the database, for this worker or for one that joins an experiment."""
         credentials = self._arguments["database_credential_file_path"]
-        if config.ssh(self._configuration, credentials) is not None:
-            raise SshTunnelError("SSH tunnels are not there yet: open one by `ssh -L` and point host and port at it")
-        return partial(connect, config.target(self._configuration, credentials))
+        target = config.target(self._configuration, credentials)
+        ssh = config.ssh(self._configuration, credentials)
+        return partial(connect, target, None if ssh is None else self._tunnel(ssh, attached=attached))
+
+    def _tunnel(self, ssh: SshConfig, *, attached: bool) -> Tunnel:
+        """That of this event loop. Who joins an experiment takes the worker's, or one that begins at any free port."""
+        from asyncexp.tunnel import Tunnel
+
+        loop = id(asyncio.get_running_loop())
+        attached = attached and (loop, False) not in self._tunnels
+        if (loop, attached) not in self._tunnels:
+            self._tunnels[loop, attached] = Tunnel(ssh, self._logger, any_port=attached)
+        return self._tunnels[loop, attached]
 
     def _forget_strangers(self) -> None:
         """Drops what belongs to another process or to a loop that was closed."""
@@ -250,6 +269,7 @@ class Experimenter:
                 immortal(stranger)  # else its tasks, which wait on the parent's event loop, would complain
             self._sessions.clear()
             self._attachments.clear()
+            self._tunnels.clear()
             self._pid = os.getpid()
         for key, session in list(self._sessions.items()):
             if session.loop.is_closed():
@@ -259,6 +279,10 @@ class Experimenter:
             if attachment.loop.is_closed():
                 self._attachments.discard(attachment)
                 attachment.abandon()
+        for whose, tunnel in list(self._tunnels.items()):
+            if tunnel.loop.is_closed():
+                del self._tunnels[whose]
+                tunnel.end()
 
     async def _reading(self, *, again: bool = False) -> Study:
         return await (await self._session(again=again)).reading()
@@ -531,7 +555,7 @@ class Experimenter:
         spare = session.spare_connection() if session is not None else None
         lent = spare is not None and not any(other.lent for other in self._attached_here())
         return Attachment(
-            spare if spare is not None and lent else self._connecting()(),
+            spare if spare is not None and lent else self._connecting(attached=True)(),
             self._schema,
             self._logger,
             self._arguments["name"],

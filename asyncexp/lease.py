@@ -14,12 +14,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from asyncexp import provenance
+from asyncexp.background import DaemonThreads
 from asyncexp.db.base import Database, MissingTable, Outage
 from asyncexp.rescue import Look, Rescuer
 from asyncexp.store import workers
@@ -30,9 +30,6 @@ from asyncexp.store.settle import release_unknown
 from asyncexp.store.study import Study
 from asyncexp.store.workers import Request
 from asyncexp.watchdog import Watchdog
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 FIRST_WAIT_SECONDS = 0.1
 CLOSE_LIMIT_SECONDS = 10.0
@@ -168,7 +165,7 @@ class Service:
 
     async def _work(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(_DaemonThreads())
+        self._loop.set_default_executor(DaemonThreads())
         self._wake = asyncio.Event()
         study = self._main_study.sibling(self._connect())
         watching = asyncio.create_task(self._watch(study))
@@ -334,20 +331,3 @@ def _hand_over(asked: asyncio.Future[Look], look: Look) -> None:
 
 def _ids(keys: Iterable[Key]) -> list[str]:
     return [str(key[0]) for key in keys]
-
-
-class _DaemonThreads(ThreadPoolExecutor):
-    """Resolves names and finds out facts also while the interpreter ends, when its own executors take no more work."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-        threading.Thread(target=_answer, args=(future, lambda: fn(*args, **kwargs)), daemon=True).start()
-        return future
-
-
-def _answer(future: Future[T], job: Callable[[], T]) -> None:
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(job())
-        except BaseException as failure:  # noqa: BLE001  (raised to who waits for it)
-            future.set_exception(failure)

@@ -13,7 +13,7 @@ from typing import Any
 
 from asyncexp import provenance, signals
 from asyncexp.db.base import Database, MissingTable, Outage, T
-from asyncexp.errors import DatabaseConnectionError, DatabaseError
+from asyncexp.errors import DatabaseConnectionError, DatabaseError, SshTunnelError
 from asyncexp.lease import Callbacks, Service
 from asyncexp.rescue import Look, Rescuer
 from asyncexp.schema import Schema
@@ -396,7 +396,7 @@ async def patiently(attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds:
     """What `attempt` gives, made anew for `wait_seconds` while the database is away.
 
     Raises:
-        DatabaseConnectionError: it stayed away.
+        DatabaseConnectionError, SshTunnelError: it, or the way to it, stayed away.
     """
     until = time.monotonic() + wait_seconds
     wait = FIRST_WAIT_SECONDS
@@ -405,7 +405,8 @@ async def patiently(attempt: Callable[[], Coroutine[Any, Any, T]], wait_seconds:
             return await attempt()
         except Outage as outage:
             if time.monotonic() + wait > until:
-                raise DatabaseConnectionError(str(outage)) from None
+                lasting = SshTunnelError if isinstance(outage, SshTunnelError) else DatabaseConnectionError
+                raise lasting(str(outage)) from None
             if wait == FIRST_WAIT_SECONDS:
                 logger.warning("Trying for %g s to reach the database: %s", wait_seconds, outage)
         await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # or else many would come back together

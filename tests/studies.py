@@ -31,6 +31,7 @@ def write_configuration(
     n_jobs: int = 4,
     execution: Mapping[str, Any] | None = None,
     custom: Mapping[str, Any] | None = None,
+    use_ssh_tunnel: bool = False,
     name: str = "configuration.yml",
 ) -> Path:
     """Writes the YAML of a study; by default 10 rows, two resultfields and one log table."""
@@ -45,6 +46,8 @@ def write_configuration(
         },
         "logtables": dict(LOGTABLES if logtables is None else logtables),
     }
+    if use_ssh_tunnel:
+        database["use_ssh_tunnel"] = True
     content: dict[str, Any] = {"n_jobs": n_jobs, "Database": database}
     if execution is not None:
         content["Execution"] = dict(execution)
@@ -55,25 +58,40 @@ def write_configuration(
     return path
 
 
-def write_credentials(folder: Path, target: Target) -> Path | None:
-    """Writes the credentials of a server database, readable by their owner only; None for SQLite."""
+def write_credentials(folder: Path, target: Target, ssh: Mapping[str, Any] | None = None) -> Path | None:
+    """Writes the credentials of a server database, readable by their owner only; None for SQLite.
+
+    Args:
+        ssh: `Connection.Ssh`.
+    """
     if target.provider == "sqlite":
         return None
     path = folder / "credentials.yml"
-    content = {
-        "Database": {"user": target.user, "password": target.password},
-        "Connection": {"Standard": {"server": target.host, "port": target.port}},
-    }
+    connection: dict[str, Any] = {"Standard": {"server": target.host, "port": target.port}}
+    if ssh is not None:
+        connection = {"Ssh": {"remote_port": target.port, **ssh}}
+    content = {"Database": {"user": target.user, "password": target.password}, "Connection": connection}
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump({"CREDENTIALS": content}))
     return path
 
 
-def experimenter(folder: Path, target: Target, kind: type[Experimenter] = Experimenter, **study: Any) -> Experimenter:
-    """An `Experimenter` on a study written into `folder`; see `write_configuration`."""
+def experimenter(
+    folder: Path,
+    target: Target,
+    kind: type[Experimenter] = Experimenter,
+    *,
+    ssh: Mapping[str, Any] | None = None,
+    **study: Any,
+) -> Experimenter:
+    """An `Experimenter` on a study written into `folder`; see `write_configuration`.
+
+    Args:
+        ssh: `Connection.Ssh`, to go through an SSH server.
+    """
     return kind(
-        write_configuration(folder, target, **study),
-        write_credentials(folder, target),
+        write_configuration(folder, target, use_ssh_tunnel=ssh is not None, **study),
+        write_credentials(folder, target, ssh),
         logger_name="asyncexp-tests",
         log_file=None,
     )

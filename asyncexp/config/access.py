@@ -80,11 +80,12 @@ def _configured(database: DatabaseConfig) -> Login:
 
 
 def _from_file(access: AccessForm, database: DatabaseConfig, file: str) -> Login:
-    """With a tunnel the server is the one at its far end, and the tunnel decides the port."""
+    """With a tunnel the server is the one at its far end, by the name and the port that it has there."""
     password = access.database.password
     found = Login(user=access.database.user, password=password.get_secret_value() if password else None)
     if database.use_ssh_tunnel:
-        return Login(host=_ssh_section(access, file).server).over(found)
+        section = _ssh_section(access, file)
+        return Login(host=section.server, port=section.remote_port).over(found)
     return Login(host=access.connection.standard.server, port=access.connection.standard.port).over(found)
 
 
@@ -126,7 +127,7 @@ def ssh(configuration: Configuration, credentials: Pathish | None, environment: 
     given = {name: getattr(form, name) for name in form.model_fields_set - {"ssh_private_key_password"}}
     given |= {name: str(Path(given[name]).expanduser().absolute()) for name in _FILES if given.get(name)}
     given["server"], given["passphrase"] = form.server, form.passphrase or form.ssh_private_key_password
-    given["remote_port"] = form.remote_port or _REMOTE_PORTS[database.provider]
+    given["remote_port"] = form.remote_port or database.port or _REMOTE_PORTS[database.provider]
     return SshConfig(**given)
 
 

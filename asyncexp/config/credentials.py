@@ -37,7 +37,7 @@ class StandardForm(Model):
 class SshForm(Model):
     server: Name = "127.0.0.1"
     address: Name
-    port: Port = 22
+    port: Port | None = None
     user: Name | None = None
     key_file: Name | None = None
     ssh_private_key_password: Secret | None = None

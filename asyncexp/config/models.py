@@ -220,13 +220,14 @@ class SshConfig(Model):
     """The database's host under which its TLS certificate is checked."""
     address: str
     """The SSH server."""
-    port: Port = 22
+    port: Port | None = None
+    """None: as `~/.ssh/config` says, else 22; `user` likewise, else the user of this process."""
     user: str | None = None
     key_file: str | None = None
     """Absolute path of the private key; None: the agent's and the default ones."""
     passphrase: SecretStr | None = None
     known_hosts: str | None = None
-    """Absolute path; None: `~/.ssh/known_hosts`. A host that is in none is refused."""
+    """Absolute path; None: those that ssh looks into. A host that is in none is refused."""
     remote_address: str = "127.0.0.1"
     """The database's host as the SSH server sees it."""
     remote_port: Port

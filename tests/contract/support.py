@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,17 @@ class Child:
 
 @asynccontextmanager
 async def child(
-    script: str, folder: Path, target: Target, *arguments: str, through: Sequence[str] = (), **study: Any
+    script: str,
+    folder: Path,
+    target: Target,
+    *arguments: str,
+    through: Sequence[str] = (),
+    ssh: Mapping[str, Any] | None = None,
+    **study: Any,
 ) -> AsyncIterator[Child]:
     """Starts `tests.contract.workers.<script>` on a study, `through` another command; it has ended afterwards."""
-    configuration = write_configuration(folder, target, **study)
-    credentials = write_credentials(folder, target)
+    configuration = write_configuration(folder, target, use_ssh_tunnel=ssh is not None, **study)
+    credentials = write_credentials(folder, target, ssh)
     process = await asyncio.create_subprocess_exec(
         *(*through, sys.executable, "-W", "error", "-m", f"tests.contract.workers.{script}"),
         *(str(configuration), str(credentials or ""), *arguments),

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from asyncexp.db.base import Target
-from asyncexp.errors import SshTunnelError
 from asyncexp.sync import PyExperimenter, ResultProcessor
 from tests.examples.test_examples import ROOT, as_the_readme_says, block, run, statuses
 from tests.studies import write_configuration, write_credentials
@@ -23,7 +22,10 @@ MENDED = {
         "test_the_predecessor_cannot_run_the_others",
     ],
     "a missing `n_jobs`": ["test_what_is_left_out_has_the_documented_default"],
-    "`use_ssh_tunnel` in the file": ["test_the_older_spelling_of_use_ssh_tunnel"],
+    "`use_ssh_tunnel` in the file": [
+        "test_the_older_spelling_of_use_ssh_tunnel",
+        "test_experiments_run_through_a_tunnel_and_it_ends_with_the_experimenter",
+    ],
     "`stepsize`, `CUSTOM`": ["test_one_thing_wrong", "test_the_case_of_section_names_does_not_count"],
     "ranges of fractions": ["test_a_range_excludes_its_stop"],
     "NUMERIC on MySQL": ["test_results_come_back_as_they_were_sent"],
@@ -101,7 +103,7 @@ REFUSED = {
     "a table of another": ["test_another_structure_is_an_error_that_names_the_difference_and_the_way_out"],
     "SQLite on": ["test_sqlite_on_a_network_file_system_is_refused"],
     "`experimenter.config`": ["test_inner_parts_of_the_predecessor_are_not_there"],
-    "`use_ssh_tunnel: true`": ["test_a_tunnel_is_refused_until_there_is_one"],
+    "an SSH server": ["test_an_unknown_host_key_is_refused_and_the_command_told_mends_it"],
 }
 
 
@@ -147,17 +149,6 @@ def test_inner_parts_of_the_predecessor_are_not_there(sqlite_target: Target, tmp
     experimenter = PyExperimenter(write_configuration(tmp_path, sqlite_target), log_file=None)
     assert not {"config", "db_connector"} & {*dir(experimenter)}
     assert experimenter.configuration.database.table.name == "experiments"
-
-
-@pytest.mark.parametrize("provider", ["postgresql", "mysql"])
-def test_a_tunnel_is_refused_until_there_is_one(target: Target, tmp_path: Path) -> None:
-    credentials = write_credentials(tmp_path, target)
-    assert credentials is not None
-    content = yaml.safe_load(credentials.read_text())
-    content["CREDENTIALS"]["Connection"]["Ssh"] = {"address": "127.0.0.1"}
-    credentials.write_text(yaml.safe_dump(content))
-    with pytest.raises(SshTunnelError, match=r"not there yet.*ssh -L"):
-        PyExperimenter(write_configuration(tmp_path, target), credentials, True, log_file=None).fill_table_from_config()
 
 
 def test_log_tables_follow_another_table_name(target: Target, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_ssh_defaults(configure: Configure, write: Write) -> None:
     assert way_in.model_dump(exclude={"passphrase"}) == {
         "server": "127.0.0.1",
         "address": "login",
-        "port": 22,
+        "port": None,
         "user": None,
         "key_file": None,
         "known_hosts": None,
