@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from asyncexp.db.base import Target
 from asyncexp.errors import SshTunnelError
 from tests.contract.functions import done, never
 from tests.contract.modes import CLASSES, Mode, in_thread
-from tests.contract.shared import Shared
+from tests.contract.shared import Gate, Seen, Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import PROJECT, Keys, audit, child, eventually, numbers
-from tests.contract.test_outage import everything_ran_once, said, steps
+from tests.contract.test_outage import Function, everything_ran_once, said, steps
 from tests.proxy import Proxy
 from tests.servers import HOST, Server, free_port
 from tests.sshd import PASSPHRASE, SshServer, make_key, ssh_agent, ssh_server
@@ -298,16 +299,28 @@ async def test_what_is_large_passes_both_ways(through: Through, target: Target) 
 # ------------------------------------------------------------------------------------------------ outages
 
 
+def halting(ran: Seen, shared: Shared, count: int, *at: int) -> tuple[Function, list[tuple[Gate, Gate]]]:
+    """A function whose calls wait from each of these numbers on, before they report.
+
+    For each of them the gate that is opened when the first has come so far, and the one that they wait for.
+    """
+    halts = [(shared.gate(), shared.gate()) for _ in at]
+    holds = {number: halts[sum(first <= number for first in at) - 1] for number in range(at[0], count)}
+    return steps(ran, before_results=holds), halts
+
+
 @servers_only
 async def test_a_tunnel_cut_in_the_middle_of_a_run(
     through: Through, target: Target, ssh: SshServer, shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
     experimenter, ran = through(keyfields=numbers(90)), shared.seen()
     await experimenter.fill_table_from_config()
-    call = asyncio.create_task(experimenter.execute(steps(ran), n_jobs=6))
-    for many in (20, 50):
-        await eventually(lambda many=many: len(ran) >= many)  # type: ignore[misc]
+    function, halts = halting(ran, shared, 90, 20, 50)
+    call = asyncio.create_task(experimenter.execute(function, n_jobs=6))
+    for reached, go_on in halts:
+        await reached.passed()
         ssh.cut()
+        go_on.open()
     assert (await call).done == 90
     assert said(caplog, f"The SSH tunnel through {HOST} broke")()
     await everything_ran_once(target, ran, 90)
@@ -319,10 +332,12 @@ async def test_an_sshd_that_is_away_in_the_middle_of_a_run(
 ) -> None:
     experimenter, ran = through(keyfields=numbers(40), execution=QUICK), shared.seen()
     await experimenter.fill_table_from_config()
-    call = asyncio.create_task(experimenter.execute(steps(ran), n_jobs=4))
-    await eventually(lambda: len(ran) >= 10)
+    function, [(reached, go_on)] = halting(ran, shared, 40, 10)
+    call = asyncio.create_task(experimenter.execute(function, n_jobs=4))
+    await reached.passed()
     ssh.kill()
     try:
+        go_on.open()
         await eventually(said(caplog, "The database is away"))
         await eventually(said(caplog, "The SSH tunnel cannot be built anew yet"))
         assert not call.done()
@@ -339,10 +354,12 @@ async def test_a_host_key_that_changes_in_the_middle_of_a_run_is_an_outage_until
 ) -> None:
     experimenter, ran = through(keyfields=numbers(40), execution=QUICK), shared.seen()
     await experimenter.fill_table_from_config()
-    call = asyncio.create_task(experimenter.execute(steps(ran), n_jobs=4))
-    await eventually(lambda: len(ran) >= 10)
+    function, [(reached, go_on)] = halting(ran, shared, 40, 10)
+    call = asyncio.create_task(experimenter.execute(function, n_jobs=4))
+    await reached.passed()
     ssh.new_host_key()
     ssh.restart()
+    go_on.open()
     await eventually(said(caplog, "host key has CHANGED"))
     assert not call.done()
     ssh.connection()  # writes the file of known hosts anew
@@ -367,10 +384,12 @@ async def test_a_network_that_swallows_everything_is_noticed(
         study: dict[str, Any] = {"keyfields": numbers(40), "execution": QUICK}
         async with new_experimenter(tmp_path, target, CLASSES[mode], ssh=way, **study) as experimenter:
             await experimenter.fill_table_from_config()
-            call = asyncio.create_task(experimenter.execute(steps(ran), n_jobs=4))
-            await eventually(lambda: len(ran) >= 10)
+            function, [(reached, go_on)] = halting(ran, shared, 40, 10)
+            call = asyncio.create_task(experimenter.execute(function, n_jobs=4))
+            await reached.passed()
             proxy.stall()
             try:
+                go_on.open()
                 await eventually(said(caplog, "not responding to keepalive"))
                 await eventually(said(caplog, "The database is away"))
                 assert not call.done()
@@ -378,6 +397,61 @@ async def test_a_network_that_swallows_everything_is_noticed(
                 proxy.resume()
             assert (await call).done == 40
     await everything_ran_once(target, ran, 40)
+
+
+@servers_only
+async def test_a_tunnel_that_is_closed_in_the_middle_of_a_run_is_opened_again(
+    through: Through, target: Target, shared: Shared
+) -> None:
+    experimenter, ran = through(keyfields=numbers(40), execution=QUICK), shared.seen()
+    await experimenter.fill_table_from_config()
+    function, [(reached, go_on)] = halting(ran, shared, 40, 10)
+    call = asyncio.create_task(experimenter.execute(function, n_jobs=4))
+    await reached.passed()
+    await experimenter.close_ssh_tunnel()
+    go_on.open()
+    assert (await call).done == 40
+    await everything_ran_once(target, ran, 40)
+
+
+@one_server
+@pytest.mark.in_process_only("it blocks the event loop of its worker")
+async def test_signs_of_life_pass_while_the_event_loop_is_blocked(
+    through: Through, target: Target, shared: Shared
+) -> None:
+    execution = {"heartbeat_interval": 0.1, "lease": 60}
+    experimenter, go_on = through(keyfields=numbers(1), execution=execution), shared.gate()
+    await experimenter.fill_table_from_config()
+
+    async def blocks(_: Keys, __: ResultProcessor, ___: Keys) -> None:
+        watcher = threading.Thread(target=lambda: asyncio.run(watch()))
+        watcher.start()
+        go_on.wait()  # and so does the loop
+        watcher.join()
+
+    async def watch() -> None:
+        seen: set[Any] = set()
+
+        async def beats() -> bool:
+            seen.update(await sql(target, 'SELECT "heartbeat" FROM "experiments_workers"'))
+            return len(seen) > 3
+
+        try:
+            await eventually(beats)
+        finally:
+            go_on.open()
+
+    assert (await experimenter.execute(blocks)).done == 1
+
+
+async def test_a_server_that_says_nothing_is_given_up(
+    ssh: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncexp.tunnel.OPEN_SECONDS", 0.5)
+    async with Proxy(Target("postgresql", "", HOST, ssh.port)) as proxy:
+        proxy.stall()
+        message = await refused(tmp_path, ssh.connection(port=proxy.target.port))
+    assert re.search(rf"SSH server .*@{HOST}:\d+ does not answer within 0\.5 s", message)
 
 
 @servers_only
@@ -480,7 +554,9 @@ async def test_an_unknown_host_key_is_refused_and_the_command_told_mends_it(
     assert command == f"ssh-keyscan -p {ssh.port} {HOST} >> ~/.ssh/known_hosts"
     await in_shell(command)
     await passes(tmp_path, way, target)
-    assert (home / ".ssh/known_hosts").exists()
+    await in_shell("ssh-keygen -H -f ~/.ssh/known_hosts")  # as HashKnownHosts has it
+    assert HOST not in (home / ".ssh/known_hosts").read_text()
+    await passes(tmp_path, way, target)
 
 
 @one_server
@@ -653,6 +729,29 @@ async def test_what_ssh_is_told_of_a_host_counts_here_too(
     assert f"SSH server nosuchuser@{HOST}:{ssh.port}" in message
 
 
+@one_server
+async def test_through_a_proxy_command(ssh: SshServer, target: Target, tmp_path: Path, home: Path) -> None:
+    (home / ".ssh/known_hosts").write_text(ssh.known_hosts())
+    with ssh_server() as front:
+        (tmp_path / "known").write_text(front.known_hosts())
+        options = f"-F none -i {front.key} -o UserKnownHostsFile={tmp_path / 'known'} -p {front.port}"
+        command = f"ssh -q {options} {front.user}@{HOST} -W %h:%p"
+        _configure(home, _host("inner", ssh, f"ProxyCommand {command}"))
+        await passes(tmp_path, {"address": "inner"}, target)
+        assert f"Accepted publickey for {front.user}" in front.log()
+
+
+@one_server
+async def test_pgpass_is_asked_for_the_server_by_its_own_name(
+    ssh: SshServer, target: Target, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGPASSFILE", raising=False)
+    pgpass = home / ".pgpass"
+    pgpass.touch(mode=0o600)
+    pgpass.write_text(f"{HOST}:*:*:*:wrong\ndb.lab:{target.port}:{target.database}:{target.user}:{target.password}\n")
+    await passes(tmp_path, ssh.connection(server="db.lab"), replace(target, password=None))
+
+
 async def test_a_configuration_of_ssh_that_cannot_be_understood(ssh: SshServer, tmp_path: Path, home: Path) -> None:
     _configure(home, "Host *\n  Port many\n")
     message = await refused(tmp_path, ssh.connection(port=None))
@@ -679,10 +778,12 @@ async def test_through_a_jump_host(
         ran = shared.seen()
         async with new_experimenter(tmp_path, target, ssh=way, keyfields=numbers(40)) as experimenter:
             await experimenter.fill_table_from_config()
-            call = asyncio.create_task(experimenter.execute(steps(ran), n_jobs=4))
-            await eventually(lambda: len(ran) >= 10)
+            function, [(reached, go_on)] = halting(ran, shared, 40, 10)
+            call = asyncio.create_task(experimenter.execute(function, n_jobs=4, pool="task"))
+            await reached.passed()
             assert front.sessions()
             front.cut()
+            go_on.open()
             assert (await call).done == 40
         assert said(caplog, "The SSH tunnel through inner broke")()
         await eventually(lambda: not front.sessions() and not ssh.sessions())
