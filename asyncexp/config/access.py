@@ -90,27 +90,27 @@ def _from_file(access: AccessForm, database: DatabaseConfig, file: str) -> Login
 
 
 def _clients(known: Login, database: DatabaseConfig, environment: Mapping[str, str]) -> tuple[Login, dict[str, Any]]:
-    tls: dict[str, Any] = {name: getattr(database, name) for name in _TLS}
     url, url_tls = clients.from_url(database.provider, environment)
-    both = known.over_whole(url)
-    if database.provider == "mysql":
-        return _my_cnf(both, environment), tls
-    own = clients.pg_tls(environment)
-    if url_tls and both != known:
-        own["tls"] = url_tls
-    tls |= {name: value for name, value in own.items() if name not in database.model_fields_set}
-    found = both.over(clients.from_pg_variables(environment))
+    tls = url_tls if known.agrees(url) else {}
+    known = known.over_whole(url)
+    found, own = (_my_cnf if database.provider == "mysql" else _libpq)(known, database, environment)
+    configured = {name: getattr(database, name) for name in _TLS}
+    return found, configured | {k: v for k, v in (own | tls).items() if k not in database.model_fields_set}
+
+
+def _libpq(known: Login, database: DatabaseConfig, environment: Mapping[str, str]) -> tuple[Login, clients.TlsFiles]:
+    found = known.over(clients.from_pg_variables(environment))
     if found.password is None:
         found = found.over(Login(password=clients.pgpass(found, database.database, environment)))
-    return found, tls
+    return found, clients.pg_tls(environment)
 
 
-def _my_cnf(known: Login, environment: Mapping[str, str]) -> Login:
-    own, path, mode = clients.from_my_cnf(environment)
-    found = known.over_whole(own)
+def _my_cnf(known: Login, _: DatabaseConfig, environment: Mapping[str, str]) -> tuple[Login, clients.TlsFiles]:
+    own = clients.my_cnf(environment)
+    found = known.over_whole(own.login)
     if found.password is not None and known.password is None:
-        check_private(path, mode)
-    return found
+        check_private(own.path, own.mode)
+    return found, own.tls if known.agrees(own.login) else {}
 
 
 # ------------------------------------------------------------------------------------------- ssh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,8 +22,12 @@ _TLS: dict[str, Tls] = {
     "require": "verify-full",
     "verify-ca": "verify-full",
     "verify-full": "verify-full",
+    # as MySQL calls them
+    "disabled": "disable",
+    "preferred": "prefer",
+    "required": "verify-full",
+    "verify-identity": "verify-full",
 }
-_OPTION = re.compile(r"\s*(?P<key>[\w-]+)\s*=\s*(?P<value>.*?)\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,12 @@ class Login:
 
     def over_whole(self, other: Login) -> Login:
         """The same, unless the other is about another server or user: its password is not for this one."""
-        for name in ("host", "port", "user"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is not None and theirs is not None and mine != theirs:
-                return self
-        return self.over(other)
+        return self.over(other) if self.agrees(other) else self
+
+    def agrees(self, other: Login) -> bool:
+        """Whether the other may be about the same server and user."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in ("host", "port", "user")]
+        return all(mine is None or theirs is None or mine == theirs for mine, theirs in pairs)
 
 
 def parse_port(text: str, origin: str) -> int:
@@ -59,24 +64,32 @@ def parse_port(text: str, origin: str) -> int:
     raise Problem(origin, f"must be a port, a number from 1 to 65535, not {text[:20]!r}").error()
 
 
-def from_url(provider: str, environment: Mapping[str, str]) -> tuple[Login, Tls | None]:
+def from_url(provider: str, environment: Mapping[str, str]) -> tuple[Login, TlsFiles]:
     """`DATABASE_URL`, if it is about such a database; the name of the database in it is not used.
 
     Raises:
         InvalidConfigError: it cannot be read; it is not in the message.
     """
     origin = "environment variable DATABASE_URL"
+    text = environment.get("DATABASE_URL", "")
+    if _SCHEMES.get(text.partition(":")[0].partition("+")[0].lower()) != provider:
+        return Login(), {}
     try:
-        url = urlsplit(environment.get("DATABASE_URL", ""))
-        if _SCHEMES.get(url.scheme.partition("+")[0].lower()) != provider:
-            return Login(), None
+        url = urlsplit(text)
         given = Login(_plain(url.hostname), url.port, _plain(url.username), _plain(url.password))
-        mode = parse_qs(url.query).get("sslmode", [""])[0]
+        readable = not url.fragment and "@" not in url.path + url.query
+        named = {key: values[0] for key, values in parse_qs(url.query).items()}
     except ValueError:
-        mode = None
-    if mode is None:
-        raise Problem(origin, "is no URL such as postgresql://user:password@host:5432/database").error()
-    return given, _tls(mode, origin) if mode else None
+        readable = False
+    if not readable:
+        words = "is no URL such as postgresql://user:password@host:5432/database"
+        raise Problem(origin, f"{words}; within a password write {_ENCODED}").error()
+    return given, _tls_files(named, _IN_URL, origin)
+
+
+_ENCODED = "%25 for %, %2F for /, %3F for ?, %23 for #, %40 for @, %5B for ["
+TlsFiles = dict[str, str]
+"""`tls`, `tls_ca`, `tls_cert`, `tls_key`, as far as a source has them."""
 
 
 def _plain(part: str | None) -> str | None:
@@ -93,20 +106,30 @@ def from_pg_variables(environment: Mapping[str, str]) -> Login:
     return Login(port=parse_port(port, "environment variable PGPORT") if port else None, **named)
 
 
-def pg_tls(environment: Mapping[str, str]) -> dict[str, str]:
+def pg_tls(environment: Mapping[str, str]) -> TlsFiles:
     """`tls`, `tls_ca`, `tls_cert`, `tls_key` as PGSSLMODE and its kin say."""
-    names = {"tls_ca": "PGSSLROOTCERT", "tls_cert": "PGSSLCERT", "tls_key": "PGSSLKEY"}
-    found = {key: environment[name] for key, name in names.items() if environment.get(name)}
-    if environment.get("PGSSLMODE"):
-        found["tls"] = _tls(environment["PGSSLMODE"], "environment variable PGSSLMODE")
-    return found
+    return _tls_files(environment, _IN_PG, "environment variable PGSSLMODE")
+
+
+_IN_PG = {"PGSSLMODE": "tls", "PGSSLROOTCERT": "tls_ca", "PGSSLCERT": "tls_cert", "PGSSLKEY": "tls_key"}
+_IN_URL = {"sslmode": "tls", "sslrootcert": "tls_ca", "sslcert": "tls_cert", "sslkey": "tls_key"}
+_IN_MY_CNF = {"ssl-mode": "tls", "ssl-ca": "tls_ca", "ssl-cert": "tls_cert", "ssl-key": "tls_key"}
+_IN_URL |= _IN_MY_CNF
+
+
+def _tls_files(given: Mapping[str, str], names: Mapping[str, str], origin: str) -> TlsFiles:
+    found = {key: given[name] for name, key in names.items() if given.get(name)}
+    if found.get("tls_ca") == "system":  # libpq's word for what is meant here without one
+        del found["tls_ca"]
+    return found | ({"tls": _tls(found["tls"], origin)} if "tls" in found else {})
 
 
 def _tls(mode: str, origin: str) -> Tls:
     """`require` is taken as verify-full: encrypted to whom nobody knows is not what it promises."""
-    if mode not in _TLS:
+    known = _TLS.get(mode.lower().replace("_", "-"))
+    if known is None:
         raise Problem(origin, f"unknown sslmode {mode!r}; known are {', '.join(_TLS)}").error()
-    return _TLS[mode]
+    return known
 
 
 # ------------------------------------------------------------------------------------- ~/.pgpass
@@ -122,53 +145,93 @@ def pgpass(login: Login, database: str, environment: Mapping[str, str]) -> str |
     wanted = (login.host or "localhost", str(login.port or 5432), database, login.user or "")
     lines, mode = _lines(path)
     for line in lines:
-        parts = [part.replace("\0", ":") for part in _unescaped(line).split(":")]
-        if len(parts) == 5 and all(p in ("*", w) for p, w in zip(parts, wanted, strict=False)):
+        fields = [found[1] for found in _FIELD.finditer(line)]
+        if not line.startswith("#") and len(fields) > 4 and all(map(_means, fields, wanted)):
             check_private(path, mode)
-            return parts[4].replace("\1", "\\")
+            return _unescaped(fields[4])
     return None
 
 
-def _unescaped(line: str) -> str:
-    return re.sub(r"\\(.)", lambda found: "\0" if found[1] == ":" else "\1" if found[1] == "\\" else found[1], line)
+_FIELD = re.compile(r"((?:\\.|[^:\\]|\\\Z)*)(?::|\Z)")
+"""Up to the next colon that no backslash stands before."""
+
+
+def _means(field: str, wanted: str) -> bool:
+    return field == "*" or _unescaped(field) == wanted
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\(.)", r"\1", field)
 
 
 def _lines(path: Path) -> tuple[list[str], int]:
-    """The lines that are no comments, and the file's mode; none if there is no file."""
+    """The lines of a file, and its mode; none if there is no file."""
     try:
         content, mode = read_bytes(path)
     except NoConfigFileError:
         return [], 0
-    lines = decode(content, str(path)).splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith(("#", ";"))], mode
+    return [line.rstrip("\r") for line in decode(content, str(path)).split("\n")], mode
 
 
 # ------------------------------------------------------------------------------------- ~/.my.cnf
 
 
-def from_my_cnf(environment: Mapping[str, str]) -> tuple[Login, Path, int]:
-    """The section [client] of `~/.my.cnf`, the file and its mode.
+@dataclass(frozen=True, slots=True)
+class MyCnf:
+    """What the section [client] of `~/.my.cnf` says."""
 
+    path: Path
+    mode: int
+    login: Login
+    tls: TlsFiles
+
+
+def my_cnf(environment: Mapping[str, str]) -> MyCnf:
+    """
     Raises:
-        InvalidConfigError: it cannot be read, or its port is not one.
+        InvalidConfigError: it cannot be read, its port is not one, or its ssl-mode is unknown.
     """
     path = home(environment) / ".my.cnf"
-    section, found = "", {}
     lines, mode = _lines(path)
-    for line in lines:
-        option = _OPTION.match(line)
-        if line.strip().startswith("["):
-            section = line.strip().strip("[]")
-        elif option and section == "client":
-            found[option["key"]] = _unquoted(option["value"])
+    found = _client_section(lines)
     port = parse_port(found["port"], f"{path}: port") if "port" in found else None
-    return Login(found.get("host"), port, found.get("user"), found.get("password")), path, mode
+    login = Login(found.get("host"), port, found.get("user"), found.get("password"))
+    if found.get("ssl-verify-server-cert", "0").lower() in ("", "1", "on", "true"):
+        found.setdefault("ssl-mode", "verify-full")
+    return MyCnf(path, mode, login, _tls_files(found, _IN_MY_CNF, f"{path}: ssl-mode"))
+
+
+def _client_section(lines: Sequence[str]) -> dict[str, str]:
+    """Options as the clients read them: names with - or _, comments, quotes and escapes. A flag is "" here."""
+    section, found = "", {}
+    for line in map(str.strip, lines):
+        if line.startswith("["):
+            section = line[1:].partition("]")[0].rstrip()
+        elif section == "client" and line and line[0] not in "#;!":
+            name, _, value = _uncommented(line).partition("=")
+            found[name.strip().replace("_", "-")] = _unquoted(value.strip())
+    return found
+
+
+def _uncommented(line: str) -> str:
+    """Without what follows a # outside of quotes."""
+    quote, escaped = "", False
+    for at, sign in enumerate(line):
+        if sign in "'\"" and not escaped and quote in ("", sign):
+            quote = "" if quote else sign
+        if sign == "#" and not quote:
+            return line[:at]
+        escaped = bool(quote) and sign == "\\" and not escaped
+    return line
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "s": " ", '"': '"', "'": "'", "\\": "\\"}
 
 
 def _unquoted(value: str) -> str:
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
-    return value.partition(" #")[0].rstrip()
+        value = value[1:-1]
+    return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[0]), value)
 
 
 def home(environment: Mapping[str, str]) -> Path:

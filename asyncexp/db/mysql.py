@@ -333,7 +333,7 @@ class MysqlDriver:
             unix_socket=self._host if local else None,
             port=self._port,
             user=self._target.user,
-            password=self._target.password or "",
+            password=(self._target.password or "").encode().decode("latin-1"),  # as which aiomysql sends it
             db=database,
             charset="utf8mb4",
             client_flag=CLIENT.FOUND_ROWS,

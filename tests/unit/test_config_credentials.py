@@ -204,6 +204,7 @@ def test_tls_of_the_clients_yields_to_the_configuration(configure: Configure, tm
     found = config.target(configure(), environment=environment)
     assert (found.tls, found.tls_ca) == ("disable", "/ca.pem")
     assert config.target(configure(tls="prefer"), environment=environment).tls == "prefer"
+    assert config.target(configure(), environment={**environment, "PGSSLROOTCERT": "system"}).tls_ca is None
 
 
 @pytest.mark.parametrize(
