@@ -38,7 +38,7 @@ KEEPALIVE_SECONDS = 5.0
 KEEPALIVE_COUNT = 3
 """A server that leaves so many questions in a row unanswered, one each `KEEPALIVE_SECONDS`, is taken for gone."""
 CLOSE_SECONDS = 5.0
-MAX_JUMPS = 8
+MAX_HOSTS = 8
 CLOSED = "The SSH tunnel was closed meanwhile."
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 SYSTEM_HOSTS = Path("/etc/ssh/ssh_known_hosts")
@@ -446,10 +446,9 @@ class _Door:
 
     @property
     def place(self) -> str:
-        way = (
-            " by way of " + ", ".join(f"{door.host}:{door.options.port}" for door in self.before) if self.before else ""
-        )
-        return f"SSH server {self.options.username}@{self.host}:{self.options.port}{way}"
+        way = ", ".join(f"{door.host}:{door.options.port}" for door in self.before)
+        by = f" by way of {way}" if way else ""
+        return f"SSH server {self.options.username}@{self.host}:{self.options.port}{by}"
 
     def known(self) -> bytes:
         """What is known of hosts; never empty, which asyncssh takes for "look in ~/.ssh/known_hosts"."""
@@ -461,7 +460,7 @@ class _Door:
         port = self.options.port if self.options.port != asyncssh.DEFAULT_PORT else None
         for file in self.hosts:
             with suppress(ValueError):
-                if any(asyncssh.match_known_hosts(_content(file), alias, "", port)[:2]):
+                if asyncssh.match_known_hosts(_content(file), alias, "", port)[0]:
                     return file
         return None
 
@@ -506,7 +505,7 @@ class _Client(asyncssh.SSHClient):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._tell(str(exc) if exc is not None else "closed")
+        self._tell(_words(exc) if exc is not None else "closed")
 
 
 @dataclass(slots=True)
@@ -517,6 +516,8 @@ class _Opening:
     lost: Callable[[str], None]
     line_so_far: list[asyncssh.SSHClientConnection] = field(default_factory=list)
     doors: list[_Door] = field(default_factory=list)
+    hosts: int = 0
+    """How many are on the way, as far as it is known."""
 
     async def line(self) -> list[asyncssh.SSHClientConnection]:
         """The open connections, the last one to the server that knows the database.
@@ -549,6 +550,12 @@ class _Opening:
 
     async def _reach(self, host: str, port: int | None, user: str | None, *, last: bool, follow: bool = True) -> None:
         options = _options(host, port, user)
+        self.hosts += 1
+        if self.hosts > MAX_HOSTS:
+            raise SshTunnelError(
+                f"SSH server {self.ssh.address}: ProxyJump in ~/.ssh/config leads over more than {MAX_HOSTS} hosts, or "
+                f"in a circle (at {host}); a jump host needs an entry of its own, with `ProxyJump none`"
+            )
         if follow and options.tunnel:
             await self._jump(str(options.tunnel))
         keys, words = await self._keys(options) if last else ({}, _OWN_KEYS)
@@ -559,8 +566,6 @@ class _Opening:
     async def _jump(self, jumps: str) -> None:
         """`ProxyJump`: the first may have jump hosts of its own, the others are reached from the one before."""
         for number, jump in enumerate(jumps.split(",")):
-            if len(self.doors) >= MAX_JUMPS:
-                raise SshTunnelError(f"~/.ssh/config: ProxyJump {jumps!r} goes over more than {MAX_JUMPS} hosts")
             found = _JUMP.fullmatch(jump.strip())
             if found is None:
                 raise SshTunnelError(f"~/.ssh/config: ProxyJump {jump!r} is not of the form user@host:port")
@@ -728,7 +733,7 @@ def _translated(error: Exception, door: _Door) -> SshTunnelError:
     """What a failure to get in means, and whether another try is worth while."""
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         if door.shown is None:
-            return SshTunnelError(f"{door.place}: its host key is refused ({error.reason}); ask its administrators")
+            return SshTunnelError(f"{door.place}: its host key is refused ({_words(error)}); ask its administrators")
         return SshTunnelError(door.mistrust())
     if isinstance(error, asyncssh.KeyExchangeFailed) and "host key" in error.reason and door.others() is not None:
         return SshTunnelError(door.mistrust())
@@ -737,15 +742,21 @@ def _translated(error: Exception, door: _Door) -> SshTunnelError:
     if isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
         return SshTunnelError(f"{door.place}: a key of ~/.ssh: {_of_key(str(error), has_passphrase=True)}")
     if isinstance(error, asyncssh.ChannelOpenError):
-        return TunnelAway(f"{door.place} cannot be reached from the jump host ({error.reason}); is it running?")
+        return TunnelAway(f"{door.place} cannot be reached from the jump host ({_words(error)}); is it running?")
     if isinstance(error, asyncssh.KeyExchangeFailed | asyncssh.ProtocolNotSupported | asyncssh.ProtocolError):
-        return SshTunnelError(f"{door.place}: no SSH connection can be made with it ({error.reason})")
+        return SshTunnelError(f"{door.place}: no SSH connection can be made with it ({_words(error)})")
     if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
         return SshTunnelError(f"{door.place}: no such host ({error.strerror}); check `address`")
     if isinstance(error, asyncssh.Error | OSError | TimeoutError | EOFError):
-        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        words = _words(error)
         return TunnelAway(f"{door.place} does not answer ({words}); is it running, are `address` and `port` right?")
-    return SshTunnelError(f"{door.place}: {type(error).__name__}: {error}")
+    return SshTunnelError(f"{door.place}: {type(error).__name__}: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    """What it says in one line; the server may have chosen the words."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return "".join(letter if letter.isprintable() else " " for letter in words)[:300]
 
 
 def _not_let_in(door: _Door) -> str:
@@ -776,10 +787,10 @@ def _refused(ssh: SshConfig, refused: asyncssh.ChannelOpenError, *, lasting: boo
         kind = SshTunnelError if lasting else TunnelAway
         return kind(
             f"SSH server {ssh.address} does not pass on connections to {ssh.remote_address}:{ssh.remote_port} "
-            f"({refused.reason}); ask its administrators for AllowTcpForwarding and PermitOpen"
+            f"({_words(refused)}); ask its administrators for AllowTcpForwarding and PermitOpen"
         )
     return TunnelAway(
-        f"{place} does not answer ({refused.reason}); is the database running, are `remote_address` and `remote_port` "
+        f"{place} does not answer ({_words(refused)}); is the database running, are `remote_address` and `remote_port` "
         "right?"
     )
 

@@ -790,6 +790,31 @@ async def test_through_a_jump_host(
         await everything_ran_once(target, ran, 40)
 
 
+async def test_jump_hosts_in_a_circle_are_told(ssh: SshServer, tmp_path: Path, home: Path) -> None:
+    _configure(home, "Host *\n  ProxyJump front\n")
+    message = await refused(tmp_path, ssh.connection())
+    assert re.search(r"more than 8 hosts, or in a circle \(at front\); .* `ProxyJump none`", message)
+
+
+async def test_a_server_that_speaks_in_riddles_is_quoted_in_one_line(ssh: SshServer, tmp_path: Path) -> None:
+    """What it says before it hangs up ends in the log and on the terminal."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reason = b"\x1b[2J\n\n" + b"x" * 1000
+        payload = b"\x01" + (2).to_bytes(4, "big") + len(reason).to_bytes(4, "big") + reason + bytes(4)
+        padding = 16 - (len(payload) + 5) % 8
+        packet = bytes([padding]) + payload + bytes(padding)
+        writer.write(b"SSH-2.0-riddle\r\n" + len(packet).to_bytes(4, "big") + packet)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, HOST, 0)
+    async with server:
+        message = await refused(tmp_path, ssh.connection(port=server.sockets[0].getsockname()[1]))
+    assert "\x1b" not in message
+    assert "[2J" in message
+    assert len(message) < 600
+
+
 async def test_a_server_that_a_jump_host_cannot_reach(ssh: SshServer, tmp_path: Path, home: Path) -> None:
     (home / ".ssh/known_hosts").write_text(ssh.known_hosts())
     _configure(home, _host("front", ssh), "Host inner\n  HostName 127.0.0.1\n  Port 1\n  ProxyJump front\n")
