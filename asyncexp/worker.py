@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -173,10 +174,10 @@ class Run:
         self._careful = 0
         """So many more attempts must end well before rows are taken ahead."""
         self._failure: BaseException | None = None
-        self._claiming: asyncio.Future[Claimed] | None = None
+        self._claims: deque[tuple[asyncio.Future[Claimed], int]] = deque()
+        """Claims under way, with how many rows each asks for."""
         self._looking: asyncio.Task[float | None] | None = None
         self._look_again_at = 0.0
-        self._asked = 0
         self._above = 0
         self._dry_until = 0.0
         self._stirred = False
@@ -243,16 +244,16 @@ class Run:
 
     def _step(self) -> bool:
         """Does what can be done now; whether the run is over."""
-        if self._claiming is not None and self._claiming.done():
-            self._take_answer()
-        if self._claiming is None and self._may_claim():
+        while self._claims and self._claims[0][0].done():
+            self._take_answer(*self._claims.popleft())
+        if self._may_claim():
             self._ask()
         return self._is_over()
 
     def _is_over(self) -> bool:
         if self.gave_up:
             return True
-        if self._live or self._storing or self._claiming is not None:
+        if self._live or self._storing or self._claims:
             return False
         if self.stopped_by is not None or self._failure is not None or self._allowance() <= 0:
             return True
@@ -323,7 +324,7 @@ class Run:
         return self.options.n_jobs + (0 if self._careful else self._pool.ahead)
 
     def _free(self) -> int:
-        return min(self._room() - len(self._live), self._allowance())
+        return min(self._room() - len(self._live), self._allowance()) - sum(asked for _, asked in self._claims)
 
     def _worth_asking(self) -> bool:
         """Whether rows are needed now, or enough of them soon."""
@@ -335,8 +336,15 @@ class Run:
         """Whether every slot has something to do, so that ends and claims can wait for results to go with."""
         return self.stopped_by is None and len(self._live) >= self.options.n_jobs
 
+    @property
+    def _most_claims(self) -> int:
+        """A second claim goes with the next flush while the first is on its way, unless it could want the same rows."""
+        return 2 if self._ids is None and self._wanted.add is None else 1
+
     def _may_claim(self) -> bool:
-        if self.stopped_by is not None or self._failure is not None or not self._worth_asking():
+        if self.stopped_by is not None or self._failure is not None:
+            return False
+        if len(self._claims) >= self._most_claims or not self._worth_asking():
             return False
         now = self._loop.time()
         self._drop_due_retries(now)
@@ -352,21 +360,21 @@ class Run:
             self._dry_until = 0.0
 
     def _ask(self) -> None:
-        self._asked = self._free()
+        asked = self._free()
         wanted = replace(
             self._wanted,
-            count=self._asked,
+            count=asked,
             ids=None if self._ids is None else tuple(self._ids),
             above=self._above,
             random_from=os.urandom(16) if self.options.random_order else None,
         )
         self._stirred = False
-        self._claiming = self._host.writer.claim(wanted, now=not self._provided)
-        self._claiming.add_done_callback(self._wake)
+        claim = self._host.writer.claim(wanted, now=not self._provided)
+        self._claims.append((claim, asked))
+        claim.add_done_callback(self._wake)
 
-    def _take_answer(self) -> None:
-        claim, self._claiming = self._claiming, None
-        if claim is None or claim.cancelled():
+    def _take_answer(self, claim: asyncio.Future[Claimed], asked: int) -> None:
+        if claim.cancelled():
             return
         if (failure := claim.exception()) is not None:
             self.fail(failure)
@@ -380,8 +388,10 @@ class Run:
         idle = not self._live and not self._storing
         for row in rows:
             self._start(row)
-        if len(rows) < self._asked:
+        if len(rows) < asked:
             self._run_dry(idle and not rows)
+        else:
+            self._dry_until = 0.0
 
     def _give_back(self, rows: Iterable[Experiment]) -> None:
         """Rows that came when no more were wanted."""
@@ -674,8 +684,7 @@ class Run:
         if self.hurries or (self.stopped_by is not None and not limit):
             return
         self.stopped_by = by
-        if self._claiming is not None:
-            self._host.writer.withdraw(self._claiming)
+        self._withdraw_claims()
         handles = [live.handle for live in self._live.values() if live.handle is not None]
         for handle in handles:
             handle.withdraw()
@@ -686,6 +695,10 @@ class Run:
             self._later(self.options.grace, self._force)
         self._tell()
         self._wake()
+
+    def _withdraw_claims(self) -> None:
+        for claim, _ in self._claims:
+            self._host.writer.withdraw(claim)
 
     def stop_now(self, by: StoppedBy) -> None:
         """Cancels what runs and puts its rows back, without waiting."""
@@ -732,9 +745,9 @@ class Run:
             self._host.logger.error("%s", text)
             if self._failure is None:
                 self._failure = DatabaseConnectionError(text)
-        if self._claiming is not None:
-            self._host.writer.withdraw(self._claiming)
-            self._claiming.cancel()  # rows that it takes yet go back
+        self._withdraw_claims()
+        for claim, _ in self._claims:
+            claim.cancel()  # rows that it takes yet go back
         self.gave_up = True
         self._wake()
 

@@ -22,10 +22,10 @@ from asyncexp.db.whole import over, unseen
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, lost
 from asyncexp.experiment import Experiment, ExperimentId
 from asyncexp.store.claim import Wanted, Worker, any_left
-from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit
+from asyncexp.store.flush import End, Ended, Flushed, Key, LogLine, Unit, flush
 from asyncexp.store.settle import release_unknown, settle
 from asyncexp.store.study import Study
-from asyncexp.store.together import flush_together
+from asyncexp.store.together import store
 
 LOG_DELAY_SECONDS = 0.2
 """Log lines wait so long at most for company."""
@@ -40,6 +40,10 @@ FEW_BYTES = 100_000
 """A flush that is no larger is done at once where the database is a file: the event loop waits for it."""
 FLUSH_LIMIT_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 0.05
+MANY_CALLS = 64
+"""Answers to so many calls are told in two halves, where a flush is one trip."""
+REST_SECONDS = 0.002
+"""The second half waits so long at most for what comes of the first."""
 
 Claimed = list[Experiment] | None
 """None: the outcome was lost and has been undone; ask again."""
@@ -103,6 +107,10 @@ class Writer:
         self._held_claims: list[Claim] = []
         """Claims of a flush that waits for the database to come back."""
         self._checks: deque[tuple[Wanted, asyncio.Future[bool]]] = deque()
+        self._untold: list[tuple[Sequence[Call], Sequence[Claim], Flushed]] = []
+        """What is stored and not yet told."""
+        self._overlaps = study.dialect.changing_queries
+        """Whether the database works on a flush while this process does something else."""
         self._bad: dict[Key, DatabaseQueryError] = {}
         self._held_logs = 0
         self._room = asyncio.Event()
@@ -243,6 +251,7 @@ class Writer:
             await asyncio.wait([self._task])
         if self._timer is not None:
             self._timer.cancel()
+        self._tell_rest()
         self._fail_queue(DatabaseError("The experimenter was closed before this could be written."))
         if not self._task.cancelled() and (broken := self._task.exception()) is not None:
             raise broken
@@ -259,7 +268,10 @@ class Writer:
             if calls or claims:
                 await self._store(calls, claims)
             while self._checks:
+                self._tell_rest()  # or else rows just taken would be none that are known
                 await self._check(*self._checks.popleft())
+            if self._no_more or self._closing:
+                self._tell_rest()
             if self._queue:
                 self._wake.set()
             elif self._no_more or (self._closing and not self.known):
@@ -319,7 +331,10 @@ class Writer:
         except Exception as failure:  # noqa: BLE001  (those who wait must hear of a bug, too)
             self._fail(calls, claims, failure)
         else:
-            self._tell(calls, claims, flushed)
+            self._tell_rest()
+            self._untold.append((calls, claims, flushed))
+            if not (self._overlaps and self._queue):
+                self._tell_first()
 
     async def _halve(self, calls: Sequence[Call], claims: list[Claim], refused: DatabaseQueryError) -> None:
         """Finds the one call that the database does not take; all others are written."""
@@ -360,11 +375,12 @@ class Writer:
             wanted = [claim.wanted for claim in claims]
             self._number += 1
             number = self._number
-            work = partial(flush_together, self._study, worker=self._worker, units=units, claims=wanted, number=number)
+            work = partial(flush, self._study, worker=self._worker, units=units, claims=wanted, number=number)
             if at_once and self.away is None and (done := self._study.db.at_once(work)) is not None:
                 return done
+            sent = store(self._study, self._worker, units, wanted, number, limit_seconds=FLUSH_LIMIT_SECONDS)
             try:
-                flushed = await self._whole(self._study.db.run(work, limit_seconds=FLUSH_LIMIT_SECONDS))
+                flushed = await self._whole(sent)
             except Outage as outage:
                 self._notice(outage)
                 if outage.unknown and (landed := await self._look_up(units, number, outage, wanted)) is not None:
@@ -409,6 +425,8 @@ class Writer:
     async def _whole(self, call: Coroutine[Any, Any, T]) -> T:
         """The answer of a call even if the event loop is being shut down around it: rows depend on it."""
         task = unseen(call)
+        if self._untold:
+            self._loop.call_soon(self._tell_rest)  # behind the first step of the task, which sends
         if await over(task) is not None:
             self._closing = True
         return task.result()
@@ -431,6 +449,30 @@ class Writer:
         self.away = None
 
     # -------------------------------------------------------------------------------------- telling
+
+    def _tell_first(self) -> None:
+        """Tells what is stored; of much one part, and the rest once what comes of that is on its way.
+
+        So experiments run here while the database stores what others had to say. It would wait for us, and we for it,
+        if all went to and fro together.
+        """
+        [(calls, claims, flushed)] = self._untold
+        if not self._overlaps or len(calls) < MANY_CALLS or flushed.refused:
+            self._tell_rest()
+            return
+        others: Sequence[Call] = [call for call in calls if call.end is not None]
+        results: Sequence[Call] = [call for call in calls if call.end is None]
+        if not (claims and results):
+            half = len(calls) // 2
+            others, results = calls[:half], calls[half:]
+        self._untold = [(results, (), flushed)]
+        self._loop.call_later(REST_SECONDS, self._tell_rest)
+        self._tell(others, claims, flushed)
+
+    def _tell_rest(self) -> None:
+        untold, self._untold = self._untold, []
+        for told in untold:
+            self._tell(*told)
 
     def _tell(self, calls: Sequence[Call], claims: Sequence[Claim], flushed: Flushed) -> None:
         for call in calls:

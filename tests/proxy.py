@@ -8,11 +8,36 @@ async with Proxy(target) as proxy:
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Self
 
 from asyncexp.db.base import Target
+
+
+class Commits:
+    """Tells what a client sends that commits: a COMMIT, or a flush that is one statement by itself.
+
+    Such a statement is named with its text once, by PostgreSQL's protocol, and by that name ever after.
+    """
+
+    _PARSED = re.compile(rb"P.{4}(\w+)\0WITH [^\0]*last_flush", re.DOTALL)
+    _BOUND = re.compile(rb"B.{4}\0(\w+)\0", re.DOTALL)
+
+    def __init__(self) -> None:
+        self._flushes: set[bytes] = set()
+        self._open = False
+
+    def __call__(self, data: bytes) -> bool:
+        """Whether this packet, the next one of a connection, ends a transaction with what it wrote."""
+        self._flushes.update(self._PARSED.findall(data))
+        if data[5:10] == b"BEGIN":
+            self._open = True
+        elif data.rstrip(b"\0").endswith((b"COMMIT", b"ROLLBACK")):
+            self._open = False
+            return data.rstrip(b"\0").endswith(b"COMMIT")
+        return not self._open and not self._flushes.isdisjoint(self._BOUND.findall(data))
 
 
 class Proxy:
@@ -24,7 +49,8 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._swallowing = False
-        self._marker = b""
+        self._waits = False
+        """For a commit."""
         self._armed = False
         self._swallows = False
         """Whether the answer to the marked packet, and what follows, is swallowed instead of the connection cut."""
@@ -32,7 +58,7 @@ class Proxy:
         self._handlers: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.fired = asyncio.Event()
-        """Set when what `cut_after` or `swallow_after` waits for has been answered."""
+        """Set when what `cut_after_commit` or `swallow_after_commit` waits for has been answered."""
 
     @property
     def target(self) -> Target:
@@ -67,7 +93,7 @@ class Proxy:
     def resume(self) -> None:
         """Behaves again, and waits for no packet any more. What was swallowed is gone."""
         self._swallowing = False
-        self._marker, self._armed = b"", False
+        self._waits = self._armed = False
         self._flowing.set()
 
     def cut(self) -> None:
@@ -75,17 +101,17 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
-    def cut_after(self, marker: bytes = b"COMMIT") -> None:
-        """Cuts the connection on which the next packet ends with `marker`, when the server has answered it.
+    def cut_after_commit(self) -> None:
+        """Cuts the connection on which the next commit is sent, when the server has answered it.
 
         The answer itself is lost.
         """
-        self._marker, self._swallows = marker, False
+        self._waits, self._swallows = True, False
         self.fired.clear()
 
-    def swallow_after(self, marker: bytes = b"COMMIT") -> None:
-        """Loses the answer to the next packet that ends with `marker`, and all later ones; nothing is cut."""
-        self._marker, self._swallows = marker, True
+    def swallow_after_commit(self) -> None:
+        """Loses the answer to the next commit, and all later ones; nothing is cut."""
+        self._waits, self._swallows = True, True
         self.fired.clear()
 
     # --------------------------------------------------------------------------------- forwarding
@@ -122,10 +148,11 @@ class Proxy:
             self._writers.discard(far_writer)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commits = Commits()
         while data := await reader.read(65536):
             await self._flowing.wait()
-            if self._marker and data.rstrip(b"\0").endswith(self._marker):
-                self._marker, self._armed = b"", True
+            if commits(data) and self._waits:
+                self._waits, self._armed = False, True
             writer.write(data)
             await writer.drain()
 

@@ -213,6 +213,10 @@ class Database(Protocol):
         """One statement that commits by itself; how many rows it matched. DDL too."""
         ...
 
+    async def alone(self, sql: str, params: Params = (), *, limit_seconds: float = 30.0) -> list[Row]:
+        """One statement that is a transaction by itself, and its rows; fails as `run` does."""
+        ...
+
     async def columns(self, table: str) -> list[tuple[str, str]] | None:
         """Names and declared types (lower case, without size) of a table's columns; None: no such table."""
         ...

@@ -35,10 +35,17 @@ from asyncexp.db.whole import (
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
-PLANNER = {"enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
-"""For transactions, which write. A claim takes the first few rows of an index, and looks each up by its ID. The
-planner does not know how few (a parameter), nor, until the server next counts, that there are many: it would read and
-sort them all, or read the table, or compile what is over in a millisecond."""
+PLANNER = {
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+"""For transactions, which write, and for a connection that has sent one as a single statement. A claim takes the first
+few rows of an index, and looks each up by its ID. The planner does not know how few (a parameter), nor, until the
+server next counts, that there are many: it would read and sort them all, or read the table, or compile what is over in
+a millisecond. Left to itself it plans the first five times anew, which takes longer than to do it."""
 LIMIT_SECONDS = 30.0
 """The limit on a call for which a connection is set up; others cost a statement more."""
 
@@ -112,6 +119,7 @@ class PostgresLink(Link):
         self._place = place
         self._pooled = pooled
         self._limit_seconds = LIMIT_SECONDS
+        self._told_planner = False
 
     @property
     def usable(self) -> bool:
@@ -125,11 +133,17 @@ class PostgresLink(Link):
             await self._connection.execute(_setting("SET", _limits(seconds)))
             self._limit_seconds = seconds
 
+    async def ready_alone(self, seconds: float) -> None:
+        await self.limit(seconds)
+        if not self._told_planner:
+            await self._connection.execute(_setting("SET", PLANNER))
+            self._told_planner = True
+
     async def begin(self, limit_seconds: float) -> None:
-        settings = PLANNER
+        settings = {} if self._told_planner else PLANNER
         if self._pooled or limit_seconds != self._limit_seconds:
             settings = settings | _limits(limit_seconds)
-        await self._connection.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {_setting('SET LOCAL', settings)}")
+        await self._connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED; " + _setting("SET LOCAL", settings))
 
     async def commit(self) -> None:
         await self._connection.execute("COMMIT")

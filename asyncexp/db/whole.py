@@ -36,6 +36,8 @@ IDLE_SECONDS = 120
 """How long a server lets one of our transactions sit idle, with its locks, before it ends it."""
 CLOSE_SECONDS = 5.0
 TRIES = 12
+FRESH_SECONDS = 1.0
+"""A connection used so lately is taken to be alive."""
 
 
 class Busy(DatabaseQueryError):
@@ -158,6 +160,10 @@ class Link(ABC):
     @abstractmethod
     async def limit(self, seconds: float) -> None:
         """Makes the server give up single statements before a call of `seconds` would."""
+
+    async def ready_alone(self, seconds: float) -> None:
+        """As `limit`, and whatever else a statement needs that is a transaction by itself."""
+        await self.limit(seconds)
 
     @abstractmethod
     async def begin(self, limit_seconds: float) -> None: ...
@@ -381,6 +387,27 @@ class WholeDatabase:
         if self._driver.only_transactions:
             return await self.run(lambda tx: tx.execute(sql, params), limit_seconds=limit_seconds)
         return await self._call(executing, limit_seconds)
+
+    async def alone(self, sql: str, params: Params = (), *, limit_seconds: float = 30.0) -> list[Row]:
+        async def ready(link: Link, call: Call) -> Link:
+            with link.said():
+                await link.ready_alone(call.limit_seconds)
+            return link
+
+        async def storing(call: Call) -> list[Row]:
+            link = await self._on_live_link(ready, call)
+            call.may_be_committed = True
+            rows = await Held(link).fetch(sql, params)
+            call.may_be_committed = False
+            return rows
+
+        if self._driver.only_transactions or not self._fresh():
+            # A BEGIN shows whether the connection is alive while nothing can be in doubt yet.
+            return await self.run(lambda tx: tx.fetch(sql, params), limit_seconds=limit_seconds)
+        return await self._call(storing, limit_seconds)
+
+    def _fresh(self) -> bool:
+        return self._link is not None and time.monotonic() - self._link.sent_at < FRESH_SECONDS
 
     async def columns(self, table: str) -> list[tuple[str, str]] | None:
         rows = await self.fetch(self._driver.catalogue.columns, (table,))

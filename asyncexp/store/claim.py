@@ -52,6 +52,13 @@ class Wanted:
     add: KeyRow | None = None
     """Add this row first if it is missing, and take exactly it."""
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All that the text of a claim depends on."""
+        ids = None if self.ids is None else bool(self.ids)
+        begins = (bool(self.above), self.random_from is not None)
+        return (self.status, self.where.sql, ids, self.early, *begins, self.since is not None)
+
 
 async def claim(study: Study, tx: Transaction, worker: Worker, wanted: Wanted) -> list[Experiment]:
     """Takes up to `wanted.count` rows, in the order of their IDs unless random.

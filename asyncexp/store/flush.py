@@ -45,7 +45,7 @@ class Ended:
     delay_seconds: float = 0.0
 
 
-CLOSED = '"end_date" = {now}, "_request" = NULL, "_requested_by" = NULL'
+CLOSED = {"end_date": "{now}", "_request": "NULL", "_requested_by": "NULL"}
 """What an end sets beside the status."""
 DONE = End("done")
 IS_DONE = Ended("done")
@@ -159,19 +159,23 @@ async def _update_unnest(
     study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
 ) -> None:
     new = _alias(study)
-    source, values = unnested(new, "v", ("bigint", *map(study.array_type, columns)), rows)
+    source = unnested(new, "v", ("bigint", *map(study.array_type, columns)))
     sets = ", ".join(f'{quote(name)} = {new}."v{position}"' for position, name in enumerate(columns, 1))
-    await study.execute(tx, f'UPDATE {study.main} SET {sets} FROM {source} WHERE "ID" = {new}."v0"', **values)
+    await study.execute(
+        tx, f'UPDATE {study.main} SET {sets} FROM {source} WHERE "ID" = {new}."v0"', **arrays("v", rows)
+    )
 
 
-def unnested(
-    alias: str, stem: str, types: Sequence[str], rows: Sequence[tuple[Any, ...]]
-) -> tuple[str, dict[str, list[Any]]]:
-    """Rows as a source of a FROM clause, an array a column, and its parameters; columns are the stem and a number."""
+def unnested(alias: str, stem: str, types: Sequence[str]) -> str:
+    """Rows as a source of a FROM clause, an array a column; columns are called by the stem and a number."""
     arrays = ", ".join(f"CAST(:{stem}{position} AS {kind}[])" for position, kind in enumerate(types))
     names = ", ".join(f'"{stem}{position}"' for position in range(len(types)))
-    columns = zip(*rows, strict=True) if rows else [()] * len(types)
-    return f"unnest({arrays}) AS {alias}({names})", {f"{stem}{p}": list(values) for p, values in enumerate(columns)}
+    return f"unnest({arrays}) AS {alias}({names})"
+
+
+def arrays(stem: str, rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """The parameters of `unnested`."""
+    return {f"{stem}{position}": list(values) for position, values in enumerate(zip(*rows, strict=True))}
 
 
 async def _update_join(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -267,11 +271,9 @@ async def _close(study: Study, tx: Transaction, units: Sequence[Unit], ended: di
             errors.append((unit.key[0], unit.end.error))
     if errors:
         await update(study, tx, ("error",), errors)
+    closed = ", ".join(f"{quote(name)} = {value.format(now=study.dialect.now)}" for name, value in CLOSED.items())
     for status, ids in statuses.items():
-        text = (
-            f'UPDATE {study.main} SET "status" = :status, {CLOSED.format(now=study.dialect.now)} '
-            f"WHERE {study.member(ID, ':ids')}"
-        )
+        text = f'UPDATE {study.main} SET "status" = :status, {closed} WHERE {study.member(ID, ":ids")}'
         await study.execute(tx, text, status=status, ids=study.integers(ids))
 
 

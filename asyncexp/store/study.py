@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -19,6 +19,8 @@ from asyncexp.values import ColumnType, decoder, encoder
 STATUSES = [status.value for status in ExperimentStatus if status is not ExperimentStatus.ALL]
 
 GROUP = 100
+MOST_COMPOSED = 200
+"""Texts of statements kept: experiments that report ever other fields must not fill the memory."""
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  (naive, as all our dates)
 ALIKE = frozenset({"VARCHAR", "TEXT", "LONGTEXT", "JSON", "INT", "BIGINT", "DOUBLE", "FLOAT"})
 """Types whose canonical values every driver takes as they are: text and numbers of Python's own."""
@@ -54,6 +56,7 @@ class Study:
         self.attempts = quote(schema.attempts.name)
         self._warn = warn
         self._clock_offset = timedelta(0)
+        self._composed: dict[Hashable, str] = {}
 
     def sibling(self, db: Database) -> Study:
         """The same study over another connection."""
@@ -62,12 +65,24 @@ class Study:
         return twin
 
     async def fetch(self, runner: Runner, text: str, **values: Any) -> list[Row]:
-        sql, names = render(text, self.dialect.placeholder, self.dialect.quote)
-        return await runner.fetch(sql, [values[name] for name in names])
+        return await runner.fetch(*self.statement(text, values))
 
     async def execute(self, runner: Runner, text: str, **values: Any) -> int:
+        return await runner.execute(*self.statement(text, values))
+
+    def statement(self, text: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+        """A text as the driver takes it, and its parameters in order."""
         sql, names = render(text, self.dialect.placeholder, self.dialect.quote)
-        return await runner.execute(sql, [values[name] for name in names])
+        return sql, [values[name] for name in names]
+
+    def composed(self, shape: Hashable, compose: Callable[[], str]) -> str:
+        """The text of a statement of this shape, composed once."""
+        text = self._composed.get(shape)
+        if text is None:
+            if len(self._composed) >= MOST_COMPOSED:
+                self._composed.clear()
+            text = self._composed[shape] = compose()
+        return text
 
     def rendered(self, text: str) -> str:
         return render(text, self.dialect.placeholder, self.dialect.quote)[0]
@@ -78,11 +93,15 @@ class Study:
         """Learns how far the database's clock is from this process's."""
         asked = utc()
         [(now,)] = await self.fetch(self.db, f"SELECT {self.dialect.now}")
-        self.clock_is(now, asked)
+        self._clock_offset = self.date(now) - (asked + (utc() - asked) / 2)
 
     def clock_is(self, now: Any, asked: datetime) -> None:
-        """Takes the database's `now`, asked for at `asked` and just read, as the time half-way between."""
-        self._clock_offset = self.date(now) - (asked + (utc() - asked) / 2)
+        """Takes the database's `now`, read between `asked` and this moment.
+
+        What is known of its clock is changed no further than that shows it to be wrong, however long the answer took.
+        """
+        date = self.date(now)
+        self._clock_offset = min(max(self._clock_offset, date - utc()), date - asked)
 
     def clock_like(self, other: Study) -> None:
         """Takes over what a sibling learnt of the clock; safe from another thread."""

@@ -1,101 +1,124 @@
-"""A flush as one statement, where a WITH query may change rows: three round trips instead of up to ten."""
+"""A flush as one statement, where a WITH query may change rows: one round trip instead of up to ten."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from asyncexp.db.base import Row, Transaction
+from asyncexp.db.base import Row
 from asyncexp.schema import quote
 from asyncexp.store.claim import Wanted, Worker, changes, columns, experiments, filtered, parameters, passes
-from asyncexp.store.flush import CLOSED, IS_DONE, Flushed, Unit, flush, unnested
+from asyncexp.store.flush import CLOSED, IS_DONE, Flushed, Unit, arrays, flush, unnested
 from asyncexp.store.study import Study
 
 
-async def flush_together(
+async def store(
     study: Study,
-    tx: Transaction,
     worker: Worker,
     units: Sequence[Unit],
     claims: Sequence[Wanted],
     number: int,
+    *,
+    limit_seconds: float = 30.0,
 ) -> Flushed:
-    """As `flush`; in one statement if the database can and nothing is to be written that needs several."""
+    """As `flush`, in a transaction of its own; one statement if the database can and nothing needs several.
+
+    Raises:
+        Outage, DataRefused, MissingTable, DuplicateKey, DatabaseQueryError: as `Database.run`.
+    """
     if not (study.dialect.changing_queries and _fits(units, claims)):
-        return await flush(study, tx, worker, units, claims, number)
-    query = _Query(study)
-    names = sorted(next((unit.fields for unit in units if unit.fields), {}))
-    _hold(query, worker, sorted(units, key=lambda unit: unit.key), names)
-    if names:
-        _write(query, names)
-    if any(unit.end for unit in units):
-        _close(query)
-    if claims:
-        _take(query, worker, claims[0])
-    _tell(query, worker, number)
-    return _flushed(study, worker, units, claims, await query.run(tx))
+        work = partial(flush, study, worker=worker, units=units, claims=claims, number=number)
+        return await study.db.run(work, limit_seconds=limit_seconds)
+    units = sorted(units, key=lambda unit: unit.key)
+    wanted = claims[0] if claims else None
+    shape = _shape(worker, units, wanted)
+    values = {"number": number, "told": worker.id}
+    if units:
+        values |= {**_sent(shape.names, units), "runs_as": worker.runs_as}
+    if wanted is not None:
+        values |= parameters(study, worker, wanted, wanted.count)
+    text = study.composed(shape, lambda: _text(study, shape, wanted))
+    rows = await study.db.alone(*study.statement(text, values), limit_seconds=limit_seconds)
+    return _flushed(study, worker, units, claims, rows)
 
 
 def _fits(units: Sequence[Unit], claims: Sequence[Wanted]) -> bool:
-    """Whether no row is written twice, all values are for the same columns, and no step waits for another's answer."""
-    if len(claims) > 1 or any(claim.add is not None for claim in claims):
+    """Whether one UPDATE can write all units, and no step waits for another's answer."""
+    if not (units or claims) or len(claims) > 1 or any(claim.add is not None for claim in claims):
         return False
     if len({frozenset(unit.fields) for unit in units if unit.fields}) > 1:
         return False
     return all(
-        not unit.logs and (unit.end is None or (unit.end.outcome == "done" and not unit.fields)) for unit in units
+        not unit.logs and (bool(unit.fields) if unit.end is None else unit.end.outcome == "done") for unit in units
     )
 
 
-@dataclass(slots=True)
-class _Query:
-    """A WITH query under construction. Its names are none that a table or a column of the user's can have."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All that the text of the statement depends on."""
 
-    study: Study
-    parts: list[str] = field(default_factory=list)
-    selects: list[str] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def name(self, of: str) -> str:
-        return quote(f"{self.study.schema.name}_{of}")
-
-    def add(self, of: str, text: str, *, kept: bool = False) -> None:
-        self.parts.append(f"{self.name(of)} AS {'MATERIALIZED ' if kept else ''}({text})")
-
-    async def run(self, tx: Transaction) -> list[Row]:
-        text = f"WITH {', '.join(self.parts)} {' UNION ALL '.join(self.selects)}"
-        return await self.study.fetch(tx, text, **self.values)
+    writes: bool
+    names: tuple[str, ...]
+    """Columns that some of the rows set; empty: all of them end and do nothing else."""
+    claim: tuple[object, ...]
+    joins: bool
 
 
-def _hold(query: _Query, worker: Worker, units: Sequence[Unit], names: Sequence[str]) -> None:
-    """Locks the rows of those attempts that still run here, in the order of their IDs; what is sent goes along.
+def _shape(worker: Worker, units: Sequence[Unit], wanted: Wanted | None) -> Shape:
+    return Shape(
+        writes=bool(units),
+        names=tuple(sorted(next((unit.fields for unit in units if unit.fields), ()))),
+        claim=() if wanted is None else wanted.shape,
+        joins=worker.joins is not None,
+    )
 
-    So each row is looked up by its ID from there: a join of two lists would compare each with each.
+
+# ------------------------------------------------------------------------------------------ the text
+
+
+def _text(study: Study, shape: Shape, wanted: Wanted | None) -> str:
+    """The WITH query. Its names are none that a table or a column of the user's can have."""
+    parts, selects = [], []
+    if shape.writes:
+        nulls = ", NULL" * (3 + len(study.schema.key_names))
+        parts.append(f"{_name(study, 'written')} AS ({_write(study, shape)})")
+        selects.append(f'SELECT array_agg("_sent0"), array_agg("_sent1"){nulls} FROM {_name(study, "written")}')
+    if wanted is not None:
+        parts += _take(study, wanted)
+        selects.append(f"SELECT NULL::bigint[], NULL::bigint[], {columns(study)} FROM {_name(study, 'taken')}")
+    parts.append(f"{_name(study, 'told')} AS ({_tell(study, shape)})")
+    return f"WITH {', '.join(parts)} {' UNION ALL '.join(selects)}"
+
+
+def _name(study: Study, of: str) -> str:
+    return quote(f"{study.schema.name}_{of}")
+
+
+def _write(study: Study, shape: Shape) -> str:
+    """One UPDATE of all rows, which is their fence as well: only those match that still run here, in this attempt.
+
+    Each row is looked up by its ID, in the order that they are sent in, which is that of all other statements.
+    A row is written once: a second UPDATE of the same statement would not see the first. Results, ends and both have
+    one text, for it takes a server milliseconds to learn of another.
     """
-    study, sent = query.study, query.name("sent")
-    nothing = (None,) * len(names)
-    rows = [
-        (
-            *unit.key,
-            unit.end is not None,
-            bool(unit.fields),
-            *(map(unit.fields.__getitem__, names) if unit.fields else nothing),
-        )
-        for unit in units
-    ]
-    types = ("bigint", "bigint", "boolean", "boolean", *map(study.array_type, names))
-    source, values = unnested(sent, "_sent", types, rows)
-    sent_values = "".join(f', {sent}."_sent{position}"' for position in range(2, len(types)))
-    text = (
-        f'SELECT "ID" AS "_held", {sent}."_sent1" AS "_held_attempt"{sent_values} '
-        f'FROM {study.main} JOIN {source} ON "ID" = {sent}."_sent0" WHERE {fence(sent)} '
-        f'ORDER BY "ID"{study.dialect.for_update} OF {study.main}'
+    sent = _name(study, "sent")
+    closed = {"status": "'done'", **{name: value.format(now=study.dialect.now) for name, value in CLOSED.items()}}
+    fields = {name: f'{sent}."_sent{position}"' for position, name in enumerate(shape.names, 4)}
+    sets = [f"{quote(name)} = {value}" for name, value in closed.items()]
+    if fields:
+        sets = [*_sets(closed, f'{sent}."_sent2"'), *_sets(fields, f'{sent}."_sent3"')]
+    source = unnested(sent, "_sent", ("bigint", "bigint", "boolean", "boolean", *map(study.array_type, shape.names)))
+    return (
+        f'UPDATE {study.main} SET {", ".join(sets)} FROM {source} WHERE "ID" = {sent}."_sent0" AND {fence(sent)} '
+        f'RETURNING {sent}."_sent0", {sent}."_sent1"'
     )
-    query.add("held", text, kept=True)
-    query.values |= {**values, "runs_as": worker.runs_as}
-    nulls = ", NULL" * (1 + len(study.schema.key_names))
-    query.selects.append(f'SELECT FALSE, "_held", "_held_attempt"{nulls} FROM {query.name("held")}')
+
+
+def _sets(values: Mapping[str, str], flag: str) -> list[str]:
+    """Sets columns of those rows that have the flag."""
+    return [f"{quote(name)} = CASE WHEN {flag} THEN {value} ELSE {quote(name)} END" for name, value in values.items()]
 
 
 def fence(sent: str) -> str:
@@ -103,58 +126,58 @@ def fence(sent: str) -> str:
     return f'"_attempt" = {sent}."_sent1" AND "_worker" = :runs_as AND "status" = \'running\''
 
 
-def _write(query: _Query, names: Sequence[str]) -> None:
-    study = query.study
-    sets = ", ".join(f'{quote(name)} = "_sent{position}"' for position, name in enumerate(names, 4))
-    query.add("written", f'UPDATE {study.main} SET {sets} FROM {query.name("held")} WHERE "ID" = "_held" AND "_sent3"')
-
-
-def _close(query: _Query) -> None:
-    study = query.study
-    text = (
-        f"UPDATE {study.main} SET \"status\" = 'done', {CLOSED.format(now=study.dialect.now)} "
-        f'FROM {query.name("held")} WHERE "ID" = "_held" AND "_sent2"'
-    )
-    query.add("closed", text)
-
-
-def _take(query: _Query, worker: Worker, wanted: Wanted) -> None:
+def _take(study: Study, wanted: Wanted) -> list[str]:
     """Rows to run, by all passes; one that has nothing left to find does not even begin."""
-    study = query.study
-    left, found = ":count", []
+    left, parts, found = ":count", [], []
     for place, (order, part) in enumerate(passes(wanted)):
-        picked = f"picked{place}"
-        text = (
-            f'SELECT "ID" AS "_picked" FROM {study.main} WHERE {filtered(study, wanted, part)} ORDER BY {order} '
-            f"LIMIT {left}{study.dialect.skip_locked}"
+        picked = _name(study, f"picked{place}")
+        parts.append(
+            f'{picked} AS MATERIALIZED (SELECT "ID" AS "_picked" FROM {study.main} '
+            f"WHERE {filtered(study, wanted, part)} ORDER BY {order} LIMIT {left}{study.dialect.skip_locked})"
         )
-        query.add(picked, text, kept=True)
-        found.append(f'SELECT "_picked" FROM {query.name(picked)}')
-        left += f" - (SELECT COUNT(*) FROM {query.name(picked)})"
-    text = (
-        f"UPDATE {study.main} SET {changes(study, wanted.status)} FROM ({' UNION ALL '.join(found)}) "
-        f'AS {query.name("picked")} WHERE "ID" = "_picked" RETURNING {columns(study)}'
+        found.append(f'SELECT "_picked" FROM {picked}')
+        left += f" - (SELECT COUNT(*) FROM {picked})"
+    parts.append(
+        f"{_name(study, 'taken')} AS (UPDATE {study.main} SET {changes(study, wanted.status)} "
+        f"FROM ({' UNION ALL '.join(found)}) AS {_name(study, 'picked')} "
+        f'WHERE "ID" = "_picked" RETURNING {columns(study)})'
     )
-    query.add("taken", text)
-    query.values |= parameters(study, worker, wanted, wanted.count)
-    query.selects.append(f"SELECT TRUE, {columns(study)} FROM {query.name('taken')}")
+    return parts
 
 
-def _tell(query: _Query, worker: Worker, number: int) -> None:
-    """The number of the flush; one who joined writes it only if the row was held."""
-    text = f'UPDATE {query.study.workers} SET "last_flush" = :number, "rescued" = NULL WHERE "id" = :told'
-    if worker.joins is not None:
-        text += f" AND EXISTS (SELECT 1 FROM {query.name('held')})"
-    query.add("told", text)
-    query.values |= {"number": number, "told": worker.id}
+def _tell(study: Study, shape: Shape) -> str:
+    """The number of the flush; one who joined writes it only if the row was still to be written to."""
+    text = f'UPDATE {study.workers} SET "last_flush" = :number, "rescued" = NULL WHERE "id" = :told'
+    return f"{text} AND EXISTS (SELECT 1 FROM {_name(study, 'written')})" if shape.joins else text
+
+
+# ------------------------------------------------------------------------------- what goes in and out
+
+
+def _sent(names: Sequence[str], units: Sequence[Unit]) -> dict[str, Any]:
+    """An array for each: IDs, attempts, whether it ends, whether it sets fields, and their values."""
+    nothing = (None,) * len(names)
+    return arrays(
+        "_sent",
+        (
+            (
+                *unit.key,
+                unit.end is not None,
+                bool(unit.fields),
+                *(map(unit.fields.__getitem__, names) if unit.fields else nothing),
+            )
+            for unit in units
+        ),
+    )
 
 
 def _flushed(
     study: Study, worker: Worker, units: Sequence[Unit], claims: Sequence[Wanted], rows: Sequence[Row]
 ) -> Flushed:
-    held = {(row[1], row[2]) for row in rows if not row[0]}
+    """One row has IDs and attempts of what was written, in two arrays; the others are the rows taken."""
+    held = {key for row in rows if row[0] for key in zip(row[0], row[1], strict=True)}
     flushed = Flushed(refused={unit.key for unit in units if unit.key not in held})
     flushed.ended = {unit.key: IS_DONE for unit in units if unit.end and unit.key in held}
     for wanted in claims:
-        flushed.claimed.append(experiments(study, worker, wanted, [row[1:] for row in rows if row[0]]))
+        flushed.claimed.append(experiments(study, worker, wanted, [row[2:] for row in rows if row[2] is not None]))
     return flushed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from asyncexp.db.base import DuplicateKey, Transaction
+from asyncexp.db.base import DuplicateKey, Row, Transaction
 from asyncexp.schema import quote
 from asyncexp.store.claim import ID, Worker
 from asyncexp.store.fill import wake
@@ -129,20 +129,24 @@ async def describe(study: Study, worker: int, facts: Mapping[str, Any]) -> None:
 async def beat(study: Study, worker: int, done: int, error: int) -> Beat | None:
     """The sign of life; None if the worker's row is gone."""
 
-    async def work(tx: Transaction) -> Beat | None:
-        text = (
-            f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now}, "rescued" = NULL, "ended_done" = :done, '
-            '"ended_error" = :error WHERE "id" = :worker'
-        )
-        if not await study.execute(tx, text, worker=worker, done=done, error=error):
-            return None
-        text = f'SELECT {study.dialect.now}, "requests", "stop_requested" FROM {study.workers} WHERE "id" = :worker'
-        asked = utc()
-        [(now, requests, stop)] = await study.fetch(tx, text, worker=worker)
+    text = (
+        f'UPDATE {study.workers} SET "heartbeat" = {study.dialect.now}, "rescued" = NULL, "ended_done" = :done, '
+        '"ended_error" = :error WHERE "id" = :worker'
+    )
+    what = f'{study.dialect.now}, "requests", "stop_requested"'
+    values = {"worker": worker, "done": done, "error": error}
+
+    async def work(tx: Transaction) -> list[Row]:
+        if study.dialect.returning:
+            return await study.fetch(tx, f"{text} RETURNING {what}", **values)
+        await study.execute(tx, text, **values)
+        return await study.fetch(tx, f'SELECT {what} FROM {study.workers} WHERE "id" = :worker', worker=worker)
+
+    asked = utc()
+    for now, requests, stop in await study.db.run(work):
         study.clock_is(now, asked)
         return Beat(requests, stop)
-
-    return await study.db.run(work)
+    return None
 
 
 async def attached_beat(study: Study, worker: Worker, experiment_id: int) -> AttachedBeat:

@@ -174,13 +174,13 @@ class Faults:
 
     def _cut_commit(self) -> bool:
         """The server commits, and cannot say so."""
-        self._random.choice(self._links).cut_after(b"COMMIT")
+        self._random.choice(self._links).cut_after_commit()
         return True
 
     def _swallow(self) -> bool:
         """What is sent arrives; the answers never do."""
         link = self._random.choice(self._links)
-        link.swallow_after(b"COMMIT")
+        link.swallow_after_commit()
         return self._lasts(_resume(link, self._random.uniform(0.2, 1.5) * self._lease))
 
     def _stall(self) -> bool:

@@ -42,7 +42,7 @@ def _pretend(role: Role) -> None:
         asyncexp.provenance.machine = lambda: f"{machine}-{os.getpid()}"
     if limit is not None:
         asyncexp.writer.FLUSH_LIMIT_SECONDS = limit
-        for call in (WholeDatabase.run, WholeDatabase.fetch, WholeDatabase.execute):
+        for call in (WholeDatabase.run, WholeDatabase.alone, WholeDatabase.fetch, WholeDatabase.execute):
             call.__kwdefaults__ = dict(call.__kwdefaults__ or {}, limit_seconds=limit)
 
 

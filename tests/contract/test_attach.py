@@ -1199,7 +1199,7 @@ async def test_a_flush_whose_commit_was_not_answered_is_looked_up_and_not_repeat
         async with new_experimenter(tmp_path / "other", proxy.target, **SLOW) as other:
 
             async def worker(results: ResultProcessor) -> str:
-                proxy.cut_after(b"COMMIT")
+                proxy.cut_after_commit()
                 return await sends(results)
 
             assert await other.attach(worker, at.id) == "sent"
@@ -1220,7 +1220,7 @@ async def test_a_flush_that_landed_is_not_called_lost_because_the_main_function_
         async with new_experimenter(tmp_path / "other", proxy.target, **SLOW) as other:
 
             async def worker(results: ResultProcessor) -> None:
-                proxy.swallow_after(b"COMMIT")
+                proxy.swallow_after_commit()
                 seen.append(await sends(results))
 
             works = asyncio.create_task(other.attach(worker, at.id))
@@ -1247,7 +1247,7 @@ async def test_a_refusal_that_was_not_heard_is_not_taken_for_a_flush_that_landed
             async def worker(results: ResultProcessor) -> None:
                 seen.append("attached")
                 await gate.passed()
-                proxy.cut_after(b"COMMIT")
+                proxy.cut_after_commit()
                 with pytest.raises(ExperimentLostError):
                     await sends(results)
                 seen.append("refused")

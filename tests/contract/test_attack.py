@@ -365,7 +365,7 @@ async def test_a_call_waits_for_its_own_retry_whose_answer_was_lost(
 
             call = asyncio.create_task(experimenter.execute(second_try, retries=1, retry_delay=4))
             await flushed.passed()
-            proxy.cut_after(b"COMMIT")
+            proxy.cut_after_commit()
             ready.open()
             summary = await call
     assert proxy.fired.is_set()

@@ -41,7 +41,7 @@ from tests.contract.sql import fetch as sql
 from tests.contract.sql import locked
 from tests.contract.support import Child, Keys, audit, child, eventually, numbers, statuses
 from tests.contract.workers.fault import Steady, Task
-from tests.proxy import Proxy
+from tests.proxy import Commits, Proxy
 from tests.servers import PostgresServer, Server
 from tests.studies import experimenter as new_experimenter
 
@@ -103,8 +103,9 @@ class Deadly(Proxy):
         self._committing = False
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commits = Commits()
         while data := await reader.read(65536):
-            commit = data.rstrip(b"\0").endswith(b"COMMIT")
+            commit = commits(data)
             if commit and self.moment == "before":
                 self._kill()
             self._committing = commit and self.moment == "answered"

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from asyncexp.db import connect
-from asyncexp.db.base import DataRefused, Row, Target, Transaction
+from asyncexp.db.base import DataRefused, Row, Target
 from asyncexp.errors import DatabaseQueryError
 from asyncexp.experiment import Experiment
 from asyncexp.rescue import Rescuer
@@ -39,7 +39,7 @@ from asyncexp.store.rescue import Place, end_from_outside
 from asyncexp.store.rows import fill_rows
 from asyncexp.store.settle import release_unknown, settle
 from asyncexp.store.study import Condition, Study
-from asyncexp.store.together import flush_together
+from asyncexp.store.together import store
 from tests.contract import sql
 from tests.contract.model import Answer, Ending, Key, Member, Model, Sent
 from tests.contract.model import Row as Expected
@@ -271,10 +271,7 @@ class Machine(RuleBasedStateMachine):
         study, number, units = slot.study, slot.number, units_of(slot.study, sent)
         claims = [wanted] if wanted else []
 
-        def work(tx: Transaction) -> Awaitable[Flushed]:
-            return flush_together(study, tx, slot.worker, units, claims, number)
-
-        return self._as(slot, lambda: study.db.run(work))
+        return self._as(slot, lambda: store(study, slot.worker, units, claims, number))
 
     def _expected(self, slot: Slot, sent: Sequence[Sent], wanted: Wanted | None) -> tuple[Answer, list[Key]]:
         worker = slot.worker.id

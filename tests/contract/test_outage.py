@@ -99,7 +99,7 @@ async def test_a_claim_whose_answer_never_comes_leaves_no_row_running(
         call = asyncio.create_task(experimenter.execute(function, n_jobs=1))
         await at_end.passed()
         await settled_in(target)
-        proxy.swallow_after(b"COMMIT")
+        proxy.swallow_after_commit()
         go_on.open()
         try:
             await eventually(proxy.fired.is_set)
@@ -132,13 +132,13 @@ async def test_a_flush_whose_commit_was_not_answered_is_settled_and_not_repeated
         call = asyncio.create_task(experimenter.execute(function, n_jobs=1))
         await began.passed()
         await settled_in(target)
-        proxy.cut_after(b"COMMIT")
+        proxy.cut_after_commit()
         begin.open()
         await first_end.passed()
         await asyncio.wait_for(proxy.fired.wait(), 30)
         end_first.open()
         await second_end.passed()
-        proxy.cut_after(b"COMMIT")
+        proxy.cut_after_commit()
         end_second.open()
         summary = await call
         assert proxy.fired.is_set()
@@ -165,7 +165,7 @@ async def test_a_try_again_whose_commit_was_not_answered_is_counted_once(
         call = asyncio.create_task(experimenter.execute(fails_first, retries=1))
         await at_end.passed()
         await settled_in(target)
-        proxy.cut_after(b"COMMIT")
+        proxy.cut_after_commit()
         go_on.open()
         summary = await call
         assert proxy.fired.is_set()
@@ -295,7 +295,7 @@ async def test_a_call_in_random_order_outlives_an_outage_while_its_index_is_made
     ran, proxy = shared.seen(), Proxy(target)
     async with proxy, new_experimenter(tmp_path, proxy.target, keyfields=numbers(3)) as experimenter:
         await experimenter.fill_table_from_config()
-        proxy.cut_after(b"COMMIT")
+        proxy.cut_after_commit()
         assert (await experimenter.execute(steps(ran), random_order=True)).done == 3
         assert proxy.fired.is_set()
     assert sorted(ran) == [0, 1, 2]

@@ -861,12 +861,12 @@ async def test_a_wake_up_that_comes_while_a_claim_is_under_way_is_not_lost(
     run, running = await begun(experimenter, shared, 1, from_status="paused", experiment_ids=[1])
     take_answer = Run._take_answer
 
-    def with_a_wake_up(run: Run) -> None:
+    def with_a_wake_up(run: Run, *answer: Any) -> None:
         with closing(sqlite3.connect(target.database, isolation_level=None)) as db:
             db.execute('UPDATE "experiments" SET "status" = \'created\' WHERE "ID" = 2')
         run.woken()
         monkeypatch.setattr(Run, "_take_answer", take_answer)
-        take_answer(run)
+        take_answer(run, *answer)
 
     monkeypatch.setattr(Run, "_take_answer", with_a_wake_up)
     call = experimenter.execute(nothing, until="finished", poll_interval=60)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 from asyncexp import ResultProcessor
 from asyncexp.db import sqlite
 from asyncexp.db.base import Target
-from tests.contract.support import Keys, numbers
+from asyncexp.store.study import Runner, Study, utc
+from tests.contract.support import Keys, eventually, numbers
 from tests.proxy import Proxy
 from tests.studies import experimenter
 
@@ -51,7 +54,7 @@ async def all_run(target: Target, folder: Path, at_once: int, count: int, proxy:
 
 @pytest.mark.parametrize(
     ("provider", "at_once", "trips"),
-    [("postgresql", 1, 6), ("postgresql", 200, 0.03), ("mysql", 1, 12), ("mysql", 200, 0.06)],
+    [("postgresql", 1, 2), ("postgresql", 200, 0.02), ("mysql", 1, 12), ("mysql", 200, 0.06)],
 )
 async def test_trips_to_a_server(target: Target, tmp_path: Path, at_once: int, trips: float) -> None:
     """One at a time: a transaction for its result, one for its end and the next claim. 200 at once share them."""
@@ -79,3 +82,46 @@ async def test_transactions_on_sqlite(
     await all_run(sqlite_target, tmp_path, at_once, count)
     whole = count + at_once
     assert 0.5 * transactions * whole <= len(begun) <= 1.1 * transactions * whole + AT_THE_END
+
+
+async def test_a_sign_of_life_is_one_statement(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many experiments run. MariaDB has no UPDATE that answers, and takes two."""
+    beats: list[str] = []
+
+    def noting(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def noted(study: Study, runner: Runner, text: str, **values: Any) -> Any:
+            if '"requests"' in text or '"ended_done"' in text:
+                beats.append(text)
+            return await inner(study, runner, text, **values)
+
+        return noted
+
+    for name in ("fetch", "execute"):
+        monkeypatch.setattr(Study, name, noting(getattr(Study, name)))
+
+    async def until_it_has_beaten(_: Keys, __: ResultProcessor, ___: Keys) -> None:
+        beats.clear()
+        await eventually(lambda: sum("UPDATE" in text for text in beats) > 3)
+        updates = sum("UPDATE" in text for text in beats)
+        assert abs(len(beats) - updates * (2 if target.provider == "mysql" else 1)) <= 1  # one is on its way
+
+    beat_often = {"heartbeat_interval": 0.05, "lease": 20}
+    async with experimenter(tmp_path, target, keyfields=numbers(1), execution=beat_often) as made:
+        await made.fill_table_from_config()
+        assert (await made.execute(until_it_has_beaten)).done == 1
+
+
+async def test_the_known_clock_moves_as_far_as_an_answer_shows_it_wrong(sqlite_target: Target, tmp_path: Path) -> None:
+    """A slow answer tells little of when the database read its clock."""
+    async with experimenter(tmp_path, sqlite_target, keyfields=numbers(1)) as made:
+        await made.create_table()
+        [session] = made._sessions.values()
+        study, hour = session.study, timedelta(hours=1)
+        before = study._clock_offset
+        study.clock_is(study.now(), utc() - hour)
+        assert study._clock_offset == before
+        ahead = study.bound(utc() + 2 * hour)
+        study.clock_is(ahead, utc() - hour)
+        assert timedelta() <= 2 * hour - study._clock_offset < hour / 60
+        study.clock_is(study.bound(utc() - 2 * hour), utc())
+        assert abs(study._clock_offset + 2 * hour) < hour / 60

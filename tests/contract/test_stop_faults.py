@@ -26,7 +26,7 @@ from tests.contract.shared import Seen, Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Child, eventually, numbers
 from tests.contract.workers.fault import Plain, Task, transactions
-from tests.proxy import Proxy
+from tests.proxy import Commits, Proxy
 from tests.servers import Server
 from tests.studies import experimenter as new_experimenter
 
@@ -73,8 +73,9 @@ class Held(Proxy):
             super()._accept(reader, writer)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commits = Commits()
         while data := await reader.read(65536):
-            if self.armed and data.rstrip(b"\0").endswith(b"COMMIT"):
+            if commits(data) and self.armed:
                 self.armed = False
                 self._answers.clear()
                 self.held.set()

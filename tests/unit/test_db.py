@@ -387,7 +387,7 @@ async def test_a_swallowed_answer_to_an_autocommitted_write_is_unknown(target: T
 async def test_commit_sent_and_then_cut_is_unknown_and_done(target: Target) -> None:
     async with opened(target) as direct, Proxy(target) as proxy, also(proxy.target) as database:
         await database.run(inserting(database, 1))
-        proxy.cut_after(b"COMMIT")
+        proxy.cut_after_commit()
         with pytest.raises(Outage) as caught:
             await database.run(inserting(database, 2))
         assert caught.value.unknown

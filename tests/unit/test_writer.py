@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import asyncexp.writer
 from asyncexp import Experimenter, ResultProcessor, Summary
 from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseQueryError, ExperimentLostError
+from asyncexp.store.claim import Wanted, Worker
+from asyncexp.store.flush import End, Flushed, Unit
+from asyncexp.store.study import Study
+from asyncexp.store.together import store
 from tests.contract.sql import execute as change
 from tests.contract.sql import fetch as sql
 from tests.contract.support import Keys, audit, eventually, numbers
@@ -314,3 +319,77 @@ async def test_a_function_that_reports_nothing_learns_of_its_loss_by_its_end(fil
     summary = await call
     assert (summary.lost, summary.done) == (1, 2)
     assert await audit(target) == {"done": 2}
+
+
+# ------------------------------------------------------------------- the server stores, and experiments run meanwhile
+
+on_postgresql = pytest.mark.parametrize("provider", ["postgresql"])
+
+
+@pytest.fixture
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many experiments each flush was that wrote of any."""
+    sizes: list[int] = []
+
+    def counting(study: Study, worker: Worker, units: Sequence[Unit], *rest: Any, **more: Any) -> Awaitable[Flushed]:
+        sizes.extend([len(units)] * bool(units))
+        return store(study, worker, units, *rest, **more)
+
+    monkeypatch.setattr(asyncexp.writer, "store", counting)
+    return sizes
+
+
+@on_postgresql
+async def test_of_many_answers_half_are_told_while_the_database_stores_what_came_of_the_others(
+    filled: Make, flushes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asyncexp.writer, "REST_SECONDS", 60)
+    experimenter = await filled(64)
+    together = Together(64)
+
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        await together()
+        for step in range(4):
+            await results.process_results({"result": keys["number"] + step})
+
+    assert (await experimenter.execute(run, n_jobs=64)).done == 64
+    assert flushes == [64, *[32] * 8]
+
+
+@on_postgresql
+async def test_what_is_told_later_waits_for_nobody(filled: Make, flushes: list[int]) -> None:
+    """Nothing comes of the half that was told first."""
+    experimenter = await filled(64)
+    together, all_told = Together(64), Together(64)
+
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        await together()
+        await results.process_results({"result": keys["number"]})
+        await all_told()
+
+    assert (await experimenter.execute(run, n_jobs=64)).done == 64
+    assert flushes[0] == 64
+
+
+async def test_rows_just_taken_are_known_when_those_that_nobody_knows_are_given_back(
+    filled: Make, target: Target
+) -> None:
+    experimenter = await filled(6)
+    taken: list[int] = []
+
+    async def run(keys: Keys, results: ResultProcessor, _: Keys) -> None:
+        [session] = experimenter._sessions.values()
+        claim = session.writer.claim(Wanted(5))
+        await eventually(lambda: not session.writer._queue)
+        told = session.writer.send((int(results.experiment_id), results.attempt), {"result": 1.0})
+        left = session.writer.any_left(Wanted(1))
+        await told
+        taken.extend(int(row.id) for row in await claim or ())
+        assert not await left
+        running = await sql(target, 'SELECT "ID" FROM "experiments" WHERE "status" = \'running\'')
+        assert sorted(number for (number,) in running) == [results.experiment_id, *taken]
+        for row in claim.result() or ():
+            session.writer.end((int(row.id), row.id.attempt), End("released"), lambda *_: None)
+
+    assert (await experimenter.execute(run, n_jobs=1, max_experiments=1)).done == 1
+    assert len(taken) == 5
