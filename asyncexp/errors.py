@@ -50,7 +50,7 @@ class DatabaseConnectionError(DatabaseError):
 
 
 class SshTunnelError(DatabaseError):
-    """The SSH tunnel could not be opened or broke."""
+    """The SSH tunnel could not be opened or broke; the message says which server, why, and what to write or run."""
 
 
 class DatabaseQueryError(DatabaseError):

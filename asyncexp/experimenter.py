@@ -98,7 +98,7 @@ class Experimenter:
             `config/experiment_configuration.{yml,yaml,cfg}`.
         database_credential_file_path: likewise `config/database_credentials.{yml,yaml,cfg}`; needed only for
             a server database.
-        use_ssh_tunnel: None: as the configuration says.
+        use_ssh_tunnel: whether to reach a server database through SSH; None: as the configuration says.
         database_name: instead of the configuration's.
         table_name: instead of the configuration's; log tables follow.
         use_codecarbon: whether energy is to be tracked.

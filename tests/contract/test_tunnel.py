@@ -490,6 +490,18 @@ async def test_a_database_that_is_down_behind_the_tunnel(
     assert (await experimenter.counts())["created"] == 0
 
 
+@one_server
+async def test_without_a_tunnel_asyncssh_is_not_imported(target: Target, tmp_path: Path) -> None:
+    study, credentials = write_configuration(tmp_path, target), write_credentials(tmp_path, target)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom asyncexp.sync import PyExperimenter\n"
+        "PyExperimenter(sys.argv[1], sys.argv[2], log_file=None).fill_table_from_config()\n"
+        "assert 'asyncpg' in sys.modules\nassert 'asyncssh' not in sys.modules\n"
+    )
+    await in_shell(f"PYTHONPATH={PROJECT} {sys.executable} {script} {study} {credentials}")
+
+
 # ------------------------------------------------------------------------------------------------ other processes
 
 
