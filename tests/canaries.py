@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pymysql.constants import CLIENT
 
 from asyncexp.db import mysql, postgres, sqlite, whole
 from asyncexp.db.base import Dialect, Transaction
@@ -66,7 +67,7 @@ def _fence_without(*left_out: str) -> None:
 
 def no_found_rows() -> None:
     """MySQL counts the rows that a statement changed, not those that it matched."""
-    _replace(mysql, "CLIENT", SimpleNamespace(FOUND_ROWS=0))
+    _replace(mysql, "CLIENT", SimpleNamespace(**(vars(CLIENT) | {"FOUND_ROWS": 0})))
 
 
 def no_rollback() -> None:

@@ -57,6 +57,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.heard: bytearray | None = None
+        """What clients say, if it is set to something."""
         self.fired = asyncio.Event()
         """Set when what `cut_after_commit` or `swallow_after_commit` waits for has been answered."""
 
@@ -150,6 +152,8 @@ class Proxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         commits = Commits()
         while data := await reader.read(65536):
+            if self.heard is not None:
+                self.heard += data
             await self._flowing.wait()
             if commits(data) and self._waits:
                 self._waits, self._armed = False, True

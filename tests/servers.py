@@ -24,19 +24,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import asyncpg
 import psutil
 import pymysql
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from asyncexp.db.base import Target
+from tests.certificates import Authority, Identity
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -135,21 +131,29 @@ class Server(ABC):
     def thaw(self) -> None:
         self._signal_all(signal.SIGCONT)
 
-    def speak_tls(self) -> Path:
-        """Starts anew with a certificate for 127.0.0.1; the file that clients should trust."""
-        certificate, key = make_certificate(self.folder)
-        self.own(certificate)
-        self.own(key)
-        self._tls = self.tls_settings(str(certificate), str(key))
-        self.restart()
-        return certificate
-
-    def speak_plainly(self) -> None:
-        self._tls = {}
-        self.restart()
+    def speak_tls(self, identity: Identity, clients: Authority | None = None) -> None:
+        """Shows a certificate from now on, and checks those that clients show by an authority, if one is given."""
+        files = {"certificate": identity.certificate, "key": identity.key}
+        if clients is not None:
+            files["authority"] = clients.path
+        for name, file in files.items():
+            copy = self.folder / f"{name}.pem"
+            copy.touch(0o600)
+            copy.write_bytes(file.read_bytes())
+            self.own(copy)
+        settings = self.tls_settings(*(str(self.folder / f"{name}.pem") for name in files))
+        if settings == self._tls:
+            self.reload()
+        else:
+            self._tls = settings
+            self.restart()
 
     @abstractmethod
-    def tls_settings(self, certificate: str, key: str) -> dict[str, str]: ...
+    def reload(self) -> None:
+        """Makes it read its certificates anew; it has when this returns."""
+
+    @abstractmethod
+    def tls_settings(self, certificate: str, key: str, authority: str | None = None) -> dict[str, str]: ...
 
     def remove(self) -> None:
         """Ends it and removes its folder; nothing in a forked child."""
@@ -257,8 +261,22 @@ class PostgresServer(Server):
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [postgres("postgres"), "-D", str(self.folder / "data"), *options]
 
-    def tls_settings(self, certificate: str, key: str) -> dict[str, str]:
-        return {"ssl": "on", "ssl_cert_file": certificate, "ssl_key_file": key}
+    def reload(self) -> None:
+        """pg_hba.conf too. A session inherits the time of the latest reload from the postmaster that began it."""
+        [(before,)] = self.sql("SELECT pg_conf_load_time() FROM pg_reload_conf()")
+        end = time.monotonic() + START_SECONDS
+        while self.sql("SELECT pg_conf_load_time()") == [(before,)]:
+            if time.monotonic() > end:
+                raise RuntimeError("PostgreSQL does not read its files anew")
+            time.sleep(0.01)
+
+    def tls_settings(self, certificate: str, key: str, authority: str | None = None) -> dict[str, str]:
+        return {"ssl": "on", "ssl_cert_file": certificate, "ssl_key_file": key, "ssl_ca_file": authority or ""}
+
+    def let_in(self, *lines: str) -> None:
+        """Replaces pg_hba.conf."""
+        (self.folder / "data" / "pg_hba.conf").write_text("".join(f"{line}\n" for line in lines))
+        self.reload()
 
     def answers(self) -> bool:
         with suppress(OSError, asyncpg.PostgresError):
@@ -325,8 +343,11 @@ class MariadbServer(Server):
         options = [f"--{name}={value}" for name, value in (settings | self._tls).items()]
         return [binary("mariadbd", "mariadb-server"), "--no-defaults", "--skip-name-resolve", *options]
 
-    def tls_settings(self, certificate: str, key: str) -> dict[str, str]:
-        return {"ssl-cert": certificate, "ssl-key": key}
+    def reload(self) -> None:
+        self.sql("FLUSH SSL")
+
+    def tls_settings(self, certificate: str, key: str, authority: str | None = None) -> dict[str, str]:
+        return {"ssl-cert": certificate, "ssl-key": key} | ({"ssl-ca": authority} if authority else {})
 
     def answers(self) -> bool:
         with suppress(pymysql.MySQLError):
@@ -408,32 +429,6 @@ def postgres(name: str) -> str:
 
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=version)
     return str(debian[-1]) if debian else binary(name, "postgresql")
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(HOST))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].touch(0o600)
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
 
 
 def free_port() -> int:

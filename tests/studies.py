@@ -17,6 +17,9 @@ KEYFIELDS: dict[str, Any] = {
 }
 RESULTFIELDS = {"result": "DOUBLE", "text": "TEXT"}
 LOGTABLES = {"steps": {"step": "INT", "note": "TEXT"}}
+_WAY = ("tls", "tls_ca", "tls_cert", "tls_key", "pgbouncer")
+"""What the configuration says of the way to the database."""
+_USUAL = Target("postgresql", "any")
 
 
 def write_configuration(
@@ -48,6 +51,7 @@ def write_configuration(
     }
     if use_ssh_tunnel:
         database["use_ssh_tunnel"] = True
+    database |= {key: value for key in _WAY if (value := getattr(target, key)) != getattr(_USUAL, key)}
     content: dict[str, Any] = {"n_jobs": n_jobs, "Database": database}
     if execution is not None:
         content["Execution"] = dict(execution)

@@ -124,6 +124,8 @@ class Target:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_name: str | None = None
+    """The server's name in its certificate, where `host` is another: the near end of a tunnel."""
     pgbouncer: bool = False
 
 

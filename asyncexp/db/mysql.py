@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import aiomysql
 from pymysql import err
 from pymysql.constants import CLIENT
 
+from asyncexp.db import tls
 from asyncexp.db.base import (
     Database,
     DataRefused,
@@ -37,7 +39,6 @@ from asyncexp.db.whole import (
     Link,
     WholeDatabase,
     forget,
-    verifying_tls,
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
@@ -151,6 +152,40 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
             raise err.DataError(1153, f"{len(packet)} bytes, max_allowed_packet is {self.max_packet}")
         matched: int = await super().execute(packet)
         return matched
+
+
+class _NoTlsError(err.OperationalError):
+    """The server cannot encrypt."""
+
+
+class _Connection(aiomysql.Connection):  # type: ignore[misc]
+    """A connection that tells no server its password in clear."""
+
+    insists = False
+    """Whether the server must encrypt: aiomysql alone would log in plainly to one that cannot."""
+
+    async def _request_authentication(self) -> None:
+        if self.insists and not self.server_capabilities & CLIENT.SSL:
+            raise _NoTlsError(2026, "no TLS")
+        if not self._encrypts() and self._server_auth_plugin in _CLEAR:
+            raise _in_clear(self._server_auth_plugin)
+        await super()._request_authentication()
+
+    async def _process_auth(self, plugin_name: bytes, auth_packet: Any) -> Any:
+        if not self._secure and plugin_name.decode("latin-1") in _CLEAR:
+            raise _in_clear(plugin_name.decode("latin-1"))
+        return await super()._process_auth(plugin_name, auth_packet)
+
+    def _encrypts(self) -> bool:
+        return self._secure or bool(self._ssl_context and self.server_capabilities & CLIENT.SSL)
+
+
+_CLEAR = ("mysql_clear_password", "mysql_old_password")
+"""Ways to log in that give the password away to whoever listens; the server may ask for any."""
+
+
+def _in_clear(plugin: str) -> err.OperationalError:
+    return err.OperationalError(2059, f"the server asks for the password by {plugin}, and there is no TLS")
 
 
 class MysqlLink(Link):
@@ -293,17 +328,9 @@ class MysqlDriver:
             f"{self.limits(connection, LIMIT_SECONDS)}"
         )
         await cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        if self._target.tls == "verify-full":
-            await self._see_that_it_is_secret(cursor)
         await cursor.execute("SELECT @@max_allowed_packet")
         [(max_packet,)] = await cursor.fetchall()
         return MysqlLink(connection, self, max_packet)
-
-    async def _see_that_it_is_secret(self, cursor: _Cursor) -> None:
-        await cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
-        [(_, cipher)] = await cursor.fetchall()
-        if not cipher:
-            raise DatabaseConnectionError(f"{self.place} offers no TLS, but `tls: verify-full` asks for it")
 
     async def _create(self) -> None:
         connection = await self._connect(None)
@@ -320,15 +347,26 @@ class MysqlDriver:
     async def _connect(self, database: str | None) -> Any:
         try:
             return await self._dial(database)
+        except DatabaseConnectionError:
+            raise
         except Exception as error:
-            ours = refused(error, self.place) or translated(error, self.place)
+            ours = refused(error, self._target, self.place) or translated(error, self.place)
             if ours is None:
                 raise
             raise ours from None
 
     async def _dial(self, database: str | None) -> Any:
+        secret, dial = tls.context(self._target, self.place), partial(self._speak, database)
+        try:
+            return await tls.dialled(dial, secret)
+        except Exception as error:
+            if self._target.tls == "verify-full" or tls.failure(error) is None:
+                raise
+        return await dial(None)
+
+    async def _speak(self, database: str | None, secret: ssl.SSLContext | None) -> Any:
         local = self._host.startswith("/")
-        return await aiomysql.connect(
+        connection = _Connection(
             host="localhost" if local else self._host,
             unix_socket=self._host if local else None,
             port=self._port,
@@ -338,18 +376,11 @@ class MysqlDriver:
             charset="utf8mb4",
             client_flag=CLIENT.FOUND_ROWS,
             autocommit=True,
-            ssl=self._tls(),
+            ssl=secret,
         )
-
-    def _tls(self) -> ssl.SSLContext | None:
-        """How to speak secretly; aiomysql speaks plainly to a server that cannot."""
-        if self._target.tls == "verify-full":
-            return verifying_tls(self._target, self.place)
-        if self._target.tls == "disable" or on_this_machine(self._host):
-            return None
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
+        connection.insists = self._target.tls == "verify-full" and not local
+        await connection._connect()
+        return connection
 
     def limits_writes(self, connection: Any) -> bool:
         """Whether the server ends writes too that take too long; MySQL only ends reads."""
@@ -377,11 +408,6 @@ class MysqlDriver:
             raise Outage(f"{self.place}: session {number} does not end")
         finally:
             connection.close()
-
-
-def on_this_machine(host: str) -> bool:
-    """There TLS would protect nothing; the near end of an SSH tunnel is there, too."""
-    return host in ("localhost", "::1") or host.startswith(("127.", "/"))
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -421,13 +447,17 @@ _BY_NUMBER = _table(
         "the database does not exist; make it, or call create_table(create_database=True)",
         (1049,),
     ),
-    (DatabaseConnectionError, "not let in; check user and password", (1045, 1698)),
+    (
+        DatabaseConnectionError,
+        "not let in; check user and password, and whether the account wants `tls` or a `tls_cert`",
+        (1045, 1698),
+    ),
     (
         DatabaseConnectionError,
         "the server lets nobody in from this host; check the user's host with GRANT",
         (1130,),
     ),
-    (DatabaseConnectionError, "the server wants TLS; set `tls: verify-full`", (3159,)),
+    (DatabaseConnectionError, "the server wants TLS; set `tls` to `prefer` or `verify-full`", (3159,)),
     (DatabaseConnectionError, "the way to log in is not known here", (1251, 2059, 1043)),
 )
 
@@ -456,13 +486,15 @@ def _by_class(error: err.MySQLError) -> type[DatabaseError]:
     return DatabaseQueryError
 
 
-def refused(error: Exception, place: str) -> DatabaseError | None:
+def refused(error: Exception, target: Target, place: str) -> DatabaseError | None:
     """What a failure means while connecting, where it means something else than later."""
     cause = error.__cause__ if isinstance(error, err.OperationalError) and error.args[0] == 2003 else error
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return DatabaseConnectionError(f"{place}: no such host ({cause.strerror}); check `host`")
-    if isinstance(cause, ssl.SSLError):
-        return DatabaseConnectionError(f"{place}: TLS failed ({cause}); check `tls`, `tls_ca`, `tls_cert`")
+    if isinstance(error, _NoTlsError):
+        return tls.missing(place)
+    if (failure := tls.failure(error)) is not None:
+        return tls.explained(failure, target, place)
     if isinstance(cause, OSError):
         words = cause.strerror or str(cause) or type(cause).__name__
         return Declined(f"{place} does not answer ({words}); is it running, are `host` and `port` right?")

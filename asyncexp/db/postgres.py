@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import asyncpg
 
+from asyncexp.db import tls
 from asyncexp.db.base import (
     Database,
     DataRefused,
@@ -31,7 +34,6 @@ from asyncexp.db.whole import (
     Link,
     WholeDatabase,
     forget,
-    verifying_tls,
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
@@ -217,14 +219,28 @@ class PostgresDriver:
     async def connect(self, *, create_database: bool) -> PostgresLink:
         try:
             connection = await self._connect(self._target.database)
-        except asyncpg.InvalidCatalogNameError as missing:
+        except DatabaseCreationError:
             if not create_database:
-                raise DatabaseCreationError(
-                    f"{self.place}: the database does not exist; make it, or call create_table(create_database=True)"
-                ) from missing
+                raise
             await self._create()
             connection = await self._connect(self._target.database)
+        if not self._target.pgbouncer:
+            await self._see_that_it_is_the_server(connection)
         return PostgresLink(connection, self.place, pooled=self._target.pgbouncer)
+
+    async def _see_that_it_is_the_server(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """A pooler gives each client a number of its own making, and a statement to any session of the server."""
+        try:
+            number = await connection.fetchval("SELECT pg_backend_pid()")
+        except BaseException as error:
+            connection.terminate()
+            ours = translated(error, self.place) if isinstance(error, Exception) else None
+            if ours is None:
+                raise
+            raise ours from error
+        if number != connection.get_server_pid():
+            connection.terminate()
+            raise DatabaseConnectionError(f"{self.place}: {_POOLED}")
 
     async def _create(self) -> None:
         connection = await self._connect("postgres")
@@ -240,39 +256,81 @@ class PostgresDriver:
 
     async def _connect(self, database: str) -> asyncpg.Connection[asyncpg.Record]:
         try:
-            connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-                host=self._host,
-                port=self._port,
-                user=self._target.user,
-                password=self._target.password,
-                database=database,
-                timeout=3600.0,  # the call has its own limit
-                **self._options(),
-            )
-        except asyncpg.InvalidCatalogNameError:
+            return await self._secretly_or_plainly(database)
+        except DatabaseConnectionError:
             raise
         except Exception as error:
-            ours = refused(error, self.place) or translated(error, self.place)
+            ours = refused(error, self._target, self.place) or translated(error, self.place)
             if ours is None:
                 raise
             raise ours from None
+
+    async def _secretly_or_plainly(self, database: str) -> asyncpg.Connection[asyncpg.Record]:
+        secret, dial = tls.context(self._target, self.place), partial(self._dial, database)
+        if secret is None or self._target.tls == "verify-full":
+            return await tls.dialled(dial, secret)
+        try:
+            return await tls.dialled(dial, secret)
+        except (OSError, asyncpg.PostgresError) as error:
+            if not _wants_it_plain(error):
+                raise
+            refusal = error
+        try:
+            return await dial(None)
+        except asyncpg.InvalidAuthorizationSpecificationError as error:
+            if isinstance(error, asyncpg.InvalidPasswordError) or isinstance(refusal, ConnectionError):
+                raise
+            raise refusal from None  # both ways are closed; what was said of the better one is more use
+
+    async def _dial(self, database: str, secret: ssl.SSLContext | None) -> asyncpg.Connection[asyncpg.Record]:
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            host=self._host,
+            port=self._port,
+            user=self._target.user,
+            password=self._target.password or "",  # without any, the driver would look for one by itself
+            database=database,
+            timeout=3600.0,  # the call has its own limit
+            ssl=secret or False,
+            direct_tls=False,
+            **self._options(),
+        )
         return connection
 
     def _options(self) -> dict[str, Any]:
         if self._target.pgbouncer:  # it refuses settings and may change the server between transactions
-            return {"ssl": self._tls(), "statement_cache_size": 0}
+            return {"statement_cache_size": 0}
         idle = {"idle_in_transaction_session_timeout": str(IDLE_SECONDS * 1000)}
         settings = {"application_name": "asyncexp", **idle, **_limits(LIMIT_SECONDS)}
-        return {"ssl": self._tls(), "server_settings": settings}
+        return {"server_settings": settings}
 
-    def _tls(self) -> ssl.SSLContext | str:
-        if self._target.tls == "verify-full":
-            return verifying_tls(self._target, self.place)
-        return self._target.tls
+
+def _wants_it_plain(error: Exception) -> bool:
+    """Whether `tls: prefer` tries without: no TLS there, a handshake that failed, or pg_hba.conf against it."""
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return not isinstance(error, asyncpg.InvalidPasswordError)
+    return _has_no_tls(error) or tls.failure(error) is not None
+
+
+def _has_no_tls(error: Exception) -> bool:
+    return isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error)
 
 
 # ------------------------------------------------------------------------------------------- errors
 
+_POOLED = (
+    "pgbouncer, or a pooler like it, stands before the server, and keeps no settings and no prepared statements for "
+    "us; set `pgbouncer: true` in `Database`"
+)
+_NOT_LET_IN = "not let in; check user and password"
+_NO_DATABASE = "the database does not exist; make it, or call create_table(create_database=True)"
+
+_BY_WORDS: Sequence[tuple[str, type[DatabaseError], str]] = (
+    # pgbouncer says all that it refuses by one code, 08P01
+    ("unsupported startup parameter", DatabaseConnectionError, _POOLED),
+    ("SSL required", DatabaseConnectionError, "the server wants TLS; set `tls` to `prefer` or `verify-full`"),
+    ("authentication failed|no such user", DatabaseConnectionError, _NOT_LET_IN),
+    ('no such database|database ".*" does not exist', DatabaseCreationError, _NO_DATABASE),
+)
 _BY_STATE: Mapping[str, tuple[type[DatabaseError], str]] = {
     # the longest prefix of the SQLSTATE decides
     "08": (Outage, "the connection broke"),
@@ -282,14 +340,20 @@ _BY_STATE: Mapping[str, tuple[type[DatabaseError], str]] = {
     "23505": (DuplicateKey, "a unique index refused a row"),
     "25P03": (Outage, "a transaction was idle too long"),
     "25P04": (Outage, "a transaction took too long"),
-    "28": (DatabaseConnectionError, "not let in; check user and password, and pg_hba.conf on the server"),
-    "3D000": (DatabaseCreationError, "the database does not exist"),
+    "28": (
+        DatabaseConnectionError,
+        "not let in by pg_hba.conf on the server; check user and `host`, and whether it wants `tls` or a `tls_cert`",
+    ),
+    "28P01": (DatabaseConnectionError, _NOT_LET_IN),
+    "26000": (DatabaseConnectionError, _POOLED),
+    "3D000": (DatabaseCreationError, _NO_DATABASE),
     "3F000": (MissingTable, "the schema does not exist"),
     "40001": (Busy, "serialisation failure"),
     "40003": (Outage, "it is unknown whether the statement completed"),
     "40P01": (Busy, "deadlock"),
     "42501": (DatabaseQueryError, "this user may not do that; ask for the right with GRANT"),
     "42703": (MissingTable, "a column is missing"),
+    "42P05": (DatabaseConnectionError, _POOLED),
     "42P01": (MissingTable, "a table is missing"),
     "53": (Declined, "the server is out of resources"),
     "53100": (Declined, "the server's disk is full"),
@@ -325,6 +389,10 @@ def translated(error: Exception, place: str) -> Exception | None:
 
 def _by_state(error: asyncpg.PostgresError, place: str) -> DatabaseError:
     state = error.sqlstate or ""
+    if state == "08P01":
+        for words, kind, meaning in _BY_WORDS:
+            if re.search(words, str(error)):
+                return kind(f"{place}: {meaning} ({error})")
     for length in range(len(state), 1, -1):
         if state[:length] in _BY_STATE:
             kind, meaning = _BY_STATE[state[:length]]
@@ -332,12 +400,14 @@ def _by_state(error: asyncpg.PostgresError, place: str) -> DatabaseError:
     return DatabaseQueryError(f"{place}: {error}")
 
 
-def refused(error: Exception, place: str) -> DatabaseError | None:
+def refused(error: Exception, target: Target, place: str) -> DatabaseError | None:
     """What a failure means while connecting, where it means something else than later."""
     if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
         return DatabaseConnectionError(f"{place}: no such host ({error.strerror}); check `host`")
-    if isinstance(error, ssl.SSLError):
-        return DatabaseConnectionError(f"{place}: TLS failed ({error}); check `tls`, `tls_ca`, `tls_cert`")
+    if _has_no_tls(error):
+        return tls.missing(place)
+    if (failure := tls.failure(error)) is not None:
+        return tls.explained(failure, target, place)
     if isinstance(error, asyncpg.ClientConfigurationError | FileNotFoundError):
         return DatabaseConnectionError(f"{place}: {error}")
     if isinstance(error, OSError):

@@ -54,7 +54,7 @@ class Behind:
 
     async def connect(self, *, create_database: bool) -> Link:
         host, port = await self._way.open()
-        driver = self._make(replace(self._target, host=host, port=port))
+        driver = self._make(replace(self._target, host=host, port=port, tls_name=self._target.host))
         driver.place = self.place
         try:
             return await driver.connect(create_database=create_database)

@@ -10,7 +10,6 @@ import asyncio
 import ctypes
 import os
 import random
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -22,7 +21,7 @@ from weakref import WeakSet
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from asyncexp.db.base import Dialect, Outage, Params, Row, Target, Transaction
+from asyncexp.db.base import Dialect, Outage, Params, Row, Transaction
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError
 
 T = TypeVar("T")
@@ -106,20 +105,6 @@ def forget(transport: asyncio.BaseTransport | None, *things: object) -> None:
     socket = transport.get_extra_info("socket") if transport else None
     if socket is not None and socket.fileno() >= 0:
         os.close(socket.fileno())
-
-
-def verifying_tls(target: Target, place: str) -> ssl.SSLContext:
-    """TLS that checks the server's certificate and name, and shows ours if there is one."""
-    try:
-        context = ssl.create_default_context(cafile=target.tls_ca)
-        if target.tls_cert:
-            context.load_cert_chain(target.tls_cert, target.tls_key)
-    except OSError as error:
-        files = ", ".join(filter(None, (target.tls_ca, target.tls_cert, target.tls_key)))
-        raise DatabaseConnectionError(
-            f"{place}: cannot use the TLS files {files} ({error}); check `tls_ca`, `tls_cert`, `tls_key`"
-        ) from error
-    return context
 
 
 @dataclass(slots=True)

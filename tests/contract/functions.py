@@ -10,11 +10,15 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncexp import ExperimentStatus, ResultProcessor
 from tests.contract.shared import Gate, Seen, until
+
+if TYPE_CHECKING:
+    from asyncexp import Experimenter
 
 Keys = dict[str, Any]
 
@@ -176,3 +180,38 @@ class Joined:
         self.ids.append([int(mine), mine.attempt, mine.worker])
         await self.go_on.passed()
         return ExperimentStatus(self.status.values()[-1]) if len(self.status) else None
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Notes that it runs, waits to be let through, and gives the number twice as its result."""
+
+    started: Seen
+    go_on: Gate
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        self.started.append(keys["number"])
+        await results.process_logs({"steps": {"step": keys["number"]}})
+        await self.go_on.passed()
+        await results.process_results({"result": keys["number"] * 2})
+
+
+@dataclass(frozen=True)
+class Attaches:
+    """Attaches a worker to itself, which notes that it is there and waits to be let through."""
+
+    experimenter: Experimenter
+    joined: Seen
+    go_on: Gate
+    home: int = field(default_factory=os.getpid)
+    """The process of its worker, whose experimenter is open."""
+
+    async def __call__(self, keys: Keys, results: ResultProcessor, custom: Keys) -> None:
+        async def worker(attached: ResultProcessor) -> None:
+            await attached.process_logs({"steps": {"step": keys["number"], "note": "attached"}})
+            await attached.flush()
+            self.joined.append(keys["number"])
+            await self.go_on.passed()
+
+        async with self.experimenter if os.getpid() != self.home else nullcontext():
+            await self.experimenter.attach(worker, results.experiment_id)

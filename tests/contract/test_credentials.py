@@ -383,3 +383,14 @@ def users(server: Server, target: Target) -> set[str]:
         "mysql": f"SELECT user FROM information_schema.processlist WHERE db = '{target.database}'",
     }
     return {str(user) for (user,) in server.sql(named[target.provider])}
+
+
+async def test_no_driver_looks_for_a_password_by_itself(
+    home: Home, account: Callable[[str], Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg would read PGPASSWORD and ~/.pgpass, whatever our order says."""
+    mine = account("mine")
+    monkeypatch.setenv("PGPASSWORD", mine.password)
+    found = Target(home.target.provider, home.target.database, HOST, home.target.port, mine.user)
+    with pytest.raises(DatabaseConnectionError, match="check user and password"):
+        await who(found)

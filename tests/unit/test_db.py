@@ -751,45 +751,6 @@ async def test_a_database_that_may_not_be_made(target: Target, server: Server) -
 
 
 @servers_only
-async def test_a_server_without_tls_is_refused_by_verify_full_and_taken_by_prefer(
-    target: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mysql, "on_this_machine", lambda _: False)
-    message = await complaint(replace(target, tls="verify-full"), DatabaseConnectionError)
-    assert "TLS" in message or "SSL" in message
-    async with also(replace(target, tls="prefer")) as database:
-        assert await database.fetch("SELECT 1") == [(1,)]
-
-
-@servers_only
-# asyncpg leaves the socket of a failed handshake to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_tls(target: Target, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mysql, "on_this_machine", lambda _: False)
-    secret = {
-        "postgresql": "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
-        "mysql": "SELECT variable_value <> '' FROM information_schema.session_status "
-        "WHERE variable_name = 'SSL_CIPHER'",
-    }[target.provider]
-    certificate = server.speak_tls()
-    try:
-        trusting = replace(target, tls_ca=str(certificate))
-        for there, wanted in (
-            (replace(trusting, tls="disable"), False),
-            (replace(trusting, tls="prefer"), True),
-            (replace(trusting, tls="verify-full"), True),
-        ):
-            async with also(there) as database:
-                assert await database.fetch(secret) == [(wanted,)]
-        message = await complaint(replace(target, tls="verify-full"), DatabaseConnectionError)
-        assert re.search("TLS failed.*check `tls`", message)
-        message = await complaint(replace(target, tls="verify-full", tls_ca="/not/there.pem"), DatabaseConnectionError)
-        assert "/not/there.pem" in message
-    finally:
-        server.speak_plainly()
-
-
-@servers_only
 async def test_too_many_connections_is_an_outage(target: Target, server: Server) -> None:
     if isinstance(server, PostgresServer):
         server.sql("CREATE ROLE narrow LOGIN PASSWORD 'another-secret' CONNECTION LIMIT 1")
