@@ -46,7 +46,6 @@ from tests.contract.test_rescue import (  # noqa: F401
     test_a_worker_killed_on_this_machine_gives_its_rows_back_at_once,
     test_until_finished_takes_over_what_it_asked_for_of_a_worker_that_dies,
 )
-from tests.contract.test_stop import test_300_random_cancellations_leave_no_row_running_and_nothing_is_lost  # noqa: F401
 from tests.pgbouncer import POOL, Pgbouncer, pgbouncer
 from tests.servers import PostgresServer
 from tests.studies import experimenter
