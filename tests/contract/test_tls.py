@@ -42,6 +42,15 @@ ACCOUNTS = ("certified", "secretive", "plain")
 """Who must come with a certificate, who encrypted, and who (on PostgreSQL) must not be encrypted."""
 
 
+LINES = (
+    "hostssl all certified 127.0.0.1/32 scram-sha-256 clientcert=verify-ca",
+    "hostssl all secretive 127.0.0.1/32 scram-sha-256",
+    "hostnossl all plain 127.0.0.1/32 scram-sha-256",
+    f"host all {USER} 127.0.0.1/32 scram-sha-256",
+)
+"""How PostgreSQL is told so."""
+
+
 @dataclass(frozen=True)
 class House:
     """A server with TLS, an empty database on it, and what its clients need."""
@@ -90,12 +99,7 @@ def _open_accounts(server: Server) -> None:
     if isinstance(server, PostgresServer):
         for name in ACCOUNTS:
             server.sql(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
-        server.let_in(
-            "hostssl all certified 127.0.0.1/32 scram-sha-256 clientcert=verify-ca",
-            "hostssl all secretive 127.0.0.1/32 scram-sha-256",
-            "hostnossl all plain 127.0.0.1/32 scram-sha-256",
-            f"host all {USER} 127.0.0.1/32 scram-sha-256",
-        )
+        server.let_in(*LINES)
         return
     for name, terms in zip(ACCOUNTS, (" REQUIRE X509", " REQUIRE SSL", ""), strict=True):
         server.sql(f"CREATE USER {name} IDENTIFIED BY '{PASSWORD}'{terms}")
@@ -163,6 +167,15 @@ async def test_verify_full_says_nothing_to_a_server_that_cannot(target: Target) 
         assert bytes(proxy.heard) == (SSL_REQUEST if target.provider == "postgresql" else b"")
     assert "offers no TLS, but `tls: verify-full` asks for it" in message
     assert "Turn TLS on" in message
+
+
+async def test_a_unix_socket_is_never_encrypted(house: House) -> None:
+    folder = house.server.folder
+    here = str(folder) if house.target.provider == "postgresql" else str(folder / "socket")
+    if isinstance(house.server, PostgresServer):
+        house.server.let_in(*LINES, f"local all {USER} scram-sha-256")
+    for tls in ("prefer", "verify-full"):
+        assert not await is_secret(replace(house.target, host=here, tls=tls))
 
 
 async def test_prefer_takes_any_certificate(house: House) -> None:
