@@ -472,7 +472,8 @@ class _Door:
             command = f"ssh {_as_target(self.before)} {command}"
         if self.options.host_key_alias:
             command += f" | sed 's/^[^ ]*/{self.options.host_key_alias}/'"
-        return f"{command} >> {_quoted(file)}"
+        made = "" if file.parent.is_dir() else f"mkdir -p -m 700 {_quoted(file.parent)} && "
+        return f"{made}{command} >> {_quoted(file)}"
 
     def mistrust(self) -> str:
         """Why its key is refused, and what to run if it is right all the same."""

@@ -25,6 +25,7 @@ from tests.contract.shared import Shared
 from tests.contract.support import eventually, numbers, statuses
 from tests.proxy import Proxy
 from tests.servers import PASSWORD, USER, MariadbServer, PostgresServer, Server
+from tests.sshd import ssh_server
 from tests.studies import experimenter
 
 pytestmark = [
@@ -226,32 +227,18 @@ async def test_without_tls_ca_the_systems_authorities_count(house: House) -> Non
     assert re_search("signed by nobody whom this system trusts .*set `tls_ca` to the PEM file", message), message
 
 
-async def test_at_the_end_of_a_tunnel_the_servers_own_name_counts(house: House) -> None:
-    way = Aside(house.target.host, house.target.port)
-    with wearing(house, house.authority.issue("db.lab")):
-        for name in ("db.lab", "db.lub"):
-            database = connect(house.insisting(host=name, port=1), way)
-            if name == "db.lab":
+async def test_at_the_end_of_a_tunnel_the_servers_own_name_counts(house: House, tmp_path: Path) -> None:
+    with ssh_server() as ssh, wearing(house, house.authority.issue("db.lab")):
+        async with experimenter(tmp_path, house.insisting(), ssh=ssh.connection(server="db.lab")) as through:
+            database = through._connecting()()
+            try:
                 assert await database.fetch(SECRET[house.target.provider]) == [(True,)]
-            else:
-                with pytest.raises(DatabaseConnectionError, match=r"not valid for 'db.lub'.*`Ssh.server`"):
-                    await database.open()
-            await database.close()
-
-
-@dataclass(frozen=True)
-class Aside:
-    """A way that leads to another host and port."""
-
-    host: str | None
-    port: int | None
-
-    async def open(self) -> tuple[str, int]:
-        assert self.host is not None
-        assert self.port is not None
-        return self.host, self.port
-
-    def refusal(self) -> None: ...
+            finally:
+                await database.close()
+        through = experimenter(tmp_path, house.insisting(), ssh=ssh.connection(server="db.lub"))
+        with pytest.raises(DatabaseConnectionError, match=r"not valid for 'db.lub'.*`Ssh.server`"):
+            await through.counts()
+        await through.aclose()
 
 
 # --------------------------------------------------------------------------- the client's certificate

@@ -559,11 +559,15 @@ async def test_an_unknown_host_key_is_refused_and_the_command_told_mends_it(
     ssh: SshServer, target: Target, tmp_path: Path, home: Path
 ) -> None:
     way = ssh.connection(known_hosts=None)
+    (home / ".ssh").rmdir()
+    scan = f"ssh-keyscan -p {ssh.port} {HOST} >> ~/.ssh/known_hosts"
+    assert (await refused(tmp_path, way, target)).endswith(f"run: mkdir -p -m 700 ~/.ssh && {scan}")
+    (home / ".ssh").mkdir(mode=0o700)
     message = await refused(tmp_path, way, target)
     fingerprint = (await in_shell(f"ssh-keygen -lf {ssh.folder / 'host_key.pub'}")).split()[1]
     assert f"its host key (ssh-ed25519 {fingerprint}) is unknown" in message
     command = message.partition("run: ")[2]
-    assert command == f"ssh-keyscan -p {ssh.port} {HOST} >> ~/.ssh/known_hosts"
+    assert command == scan
     await in_shell(command)
     await passes(tmp_path, way, target)
     await in_shell("ssh-keygen -H -f ~/.ssh/known_hosts")  # as HashKnownHosts has it
