@@ -159,6 +159,8 @@ class Experimenter:
         return self._configuration
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_configuration"):  # its constructor failed, and its frame is looked at
+            return "Experimenter()"
         database = self._configuration.database
         return f"Experimenter(table={database.table.name!r}, {database.provider} database {database.database!r})"
 

@@ -102,7 +102,7 @@ class PyExperimenter:
         weakref.finalize(self, self._background.end).atexit = False  # see to the exit is what `Background` does
 
     def __repr__(self) -> str:
-        return f"Py{self._experimenter!r}"
+        return f"Py{self._experimenter!r}" if hasattr(self, "_experimenter") else "PyExperimenter()"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_background"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncexp.config import access, keywords
 from asyncexp.config.build import build
-from asyncexp.config.document import Document, first_existing, read_text
+from asyncexp.config.document import Document, first_existing, read_text, sealed
 from asyncexp.config.environment import override
 from asyncexp.config.ini_file import is_ini, parse_configuration
 from asyncexp.config.keywords import retry_types
@@ -23,6 +23,7 @@ __all__ = ["DEFAULT_PLACES", "execution", "json_schema", "load", "retry_types", 
 DEFAULT_PLACES = tuple(Path(f"config/experiment_configuration.{suffix}") for suffix in ("yml", "yaml", "cfg"))
 
 
+@sealed
 def load(
     path: str | PathLike[str] | None = None,
     *,
@@ -65,6 +66,7 @@ def _arguments(document: Document, database: str | None, table: str | None, tunn
     return document
 
 
+@sealed
 def target(
     configuration: Configuration,
     credentials: str | PathLike[str] | None = None,
@@ -84,6 +86,7 @@ def target(
     return access.target(configuration, credentials, environment)
 
 
+@sealed
 def ssh(
     configuration: Configuration,
     credentials: str | PathLike[str] | None = None,
@@ -97,6 +100,7 @@ def ssh(
     return access.ssh(configuration, credentials, environment)
 
 
+@sealed
 def execution(
     configuration: Configuration, environment: Mapping[str, str] = os.environ, **overrides: Any
 ) -> ExecutionConfig:

@@ -32,6 +32,9 @@ def target(configuration: Configuration, credentials: Pathish | None, environmen
     found, tls = _clients(known, database, environment)
     if found.user is None:
         raise NoConfigFileError(_nobody(database.provider, tried))
+    if found.host is not None and "@" in found.host:  # it would be in every message
+        text = "the database's host must be a name or an address, not a URL; user and password have keys of their own"
+        raise Problem(tried, text).error()
     return Target(
         provider=database.provider,
         database=database.database,

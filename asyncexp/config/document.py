@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from asyncexp.errors import ConfigError, InvalidConfigError, NoConfigFileError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Loc = tuple[Any, ...]
 """The way to a value: keys and list indexes from the root."""
 
@@ -40,6 +43,28 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 
 MOST_SHOWN = 10
+
+
+def sealed(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function; no frame of it comes with its errors, whose locals (files, the environment) hold secrets.
+
+    What reports errors with the locals of their frames (rich, pytest, services that collect errors) shows none then.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ConfigError as error:
+            told = error
+        del args, kwargs
+        told.__cause__ = told.__context__ = None
+        try:
+            raise told.with_traceback(None)
+        finally:
+            del told  # it would refer to this frame, and this frame to it
+
+    return call
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def parse_credentials(text: str, file: str) -> Document:
     tree = _Tree(ini)
     for key, value in ini.options("CREDENTIALS").items():
         if key.casefold() not in _LOGIN:
-            raise ini.error("CREDENTIALS", key, f"unknown key {key!r}; {did_you_mean(key, list(_LOGIN))}")
+            raise ini.error("CREDENTIALS", key, f"unknown key; {did_you_mean(key, list(_LOGIN))}")
         tree.put(_LOGIN[key.casefold()], value, ini.span("CREDENTIALS", key))
     tree.root.setdefault("CREDENTIALS", {})
     return tree.document()
@@ -103,11 +103,16 @@ class _Ini:
         if isinstance(error, configparser.MissingSectionHeaderError):
             return self.problem_at_line(line, "there must be a [SECTION] before the first `key = value`")
         if isinstance(error, configparser.DuplicateOptionError):
-            return self.problem_at_line(line, f"the key {error.option!r} stands here a second time")
+            return self.problem_at_line(line, f"the key{self._called(repr(error.option))} stands here a second time")
         if isinstance(error, configparser.DuplicateSectionError):
-            return self.problem_at_line(line, f"the section [{error.section}] stands here a second time")
+            section = self._called(f"[{error.section}]")
+            return self.problem_at_line(line, f"the section{section} stands here a second time")
         wrong = error.errors[0][0] if isinstance(error, configparser.ParsingError) else line
         return self.problem_at_line(wrong, "is neither `key = value` nor a [SECTION]")
+
+    def _called(self, words: str) -> str:
+        """A word of the file for a message; of a secret file, none."""
+        return "" if self.secret else f" {words}"
 
     def problem_at_line(self, line: int, text: str) -> Problem:
         return Problem(f"{self.file}:{line}:1", text)
@@ -126,7 +131,8 @@ class _Ini:
     def check_sections(self, known: list[str]) -> None:
         for folded, name in self._names.items():
             if folded.upper() not in known:
-                raise self.error(name, "", f"unknown section [{name}]; {did_you_mean(name, known)}")
+                text = f"unknown section{self._called(f'[{name}]')}; {did_you_mean(name, known)}"
+                raise self.error(name, "", text)
 
     def options(self, section: str) -> dict[str, str]:
         """Keys as written, and values with `%(…)s` resolved."""
@@ -136,7 +142,8 @@ class _Ini:
         found: dict[str, str] = {}
         for key in self._parser.options(name):
             if key.casefold() in map(str.casefold, found) and section not in ("CUSTOM", "CODECARBON"):
-                raise self.error(section, key, f"the key {key!r} stands here a second time (case does not count)")
+                text = f"the key{self._called(repr(key))} stands here a second time (case does not count)"
+                raise self.error(section, key, text)
             found[key] = self._value(name, key)
         return found
 

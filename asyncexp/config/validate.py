@@ -159,7 +159,7 @@ def _problem(detail: ErrorDetails, form: type[Model], document: Document) -> Pro
         text = "YAML reads this key as a number or as true or false; write it in quotes"
         return document.problem(loc, text, _error_class(loc), key=True)
     if kind == "extra_forbidden":
-        return document.problem(loc, _unknown(loc, form), _error_class(loc), key=True)
+        return document.problem(loc, _unknown(loc, form, document.secret), _error_class(loc), key=True)
     if kind == "missing":
         owner = f" in {loc[-2]}" if len(loc) > 1 else ""
         return document.problem(loc[:-1], f"{loc[-1]!r} is missing{owner}", _error_class(loc), key=True)
@@ -180,13 +180,14 @@ def _narrowed(loc: Loc, text: str, form: type[Model]) -> Loc:
     return (*loc, word) if owner and word in _known(owner) else loc
 
 
-def _unknown(loc: Loc, form: type[Model]) -> str:
+def _unknown(loc: Loc, form: type[Model], secret: bool) -> str:
+    """In a secret document the key is not named: it may be the half of a password without quotes."""
     key = loc[-1]
     owner = _form_at(form, loc[:-1])
     known = _known(owner) if owner else []
     where = f" in {loc[-2]}" if len(loc) > 1 else ""
     hint = _ELSEWHERE.get(str(key)) or did_you_mean(key, known)
-    return f"unknown key {key!r}{where}; {hint}"
+    return f"unknown key{'' if secret else f' {key!r}'}{where}; {hint}"
 
 
 def _what(detail: ErrorDetails, document: Document) -> str:

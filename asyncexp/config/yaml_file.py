@@ -60,7 +60,7 @@ def read_tree(text: str, file: str, *, secret: bool = False) -> Document:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
-        tree = _Tree(file, loader, root)
+        tree = _Tree(file, loader, root, secret)
         value = tree.build(root) if root is not None else None
     except yaml.MarkedYAMLError as error:
         problem = _syntax_problem(error, text, file, secret)
@@ -114,10 +114,11 @@ def _syntax_words(error: yaml.MarkedYAMLError, shown: str, column: int, secret: 
 class _Tree:
     """The nodes of a file: builds the values, and finds the place of each."""
 
-    def __init__(self, file: str, loader: _Loader, root: yaml.Node | None) -> None:
+    def __init__(self, file: str, loader: _Loader, root: yaml.Node | None, secret: bool) -> None:
         self._file = file
         self._loader = loader
         self._root = root
+        self._secret = secret
         self._built: dict[int, Any] = {}
         self._under_way: set[int] = set()
         self._pairs: dict[int, dict[Any, tuple[yaml.Node, yaml.Node]]] = {}
@@ -138,7 +139,7 @@ class _Tree:
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
             return [self.build(item) for item in node.value]
         if not isinstance(node, yaml.ScalarNode):
-            raise self._error(node, f"the tag {node.tag} is not supported")
+            raise self._error(node, f"the tag{self._called(node.tag)} is not supported")
         return self._scalar(node)
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
@@ -177,8 +178,13 @@ class _Tree:
             if key in seen:
                 mark = seen[key].start_mark
                 first = f"{self._file}:{mark.line + 1}:{mark.column + 1}"
-                raise self._error(key_node, f"the key {key!r} stands here a second time; first at {first}")
+                text = f"the key{self._called(repr(key))} stands here a second time; first at {first}"
+                raise self._error(key_node, text)
             seen[key] = key_node
+
+    def _called(self, words: str) -> str:
+        """A word of the file for a message; in a secret one it may be the half of a password without quotes."""
+        return "" if self._secret else f" {words}"
 
     def _key(self, node: yaml.Node) -> Any:
         if not isinstance(node, yaml.ScalarNode):

@@ -38,7 +38,10 @@ from asyncexp.db.whole import (
     Declined,
     Link,
     WholeDatabase,
+    bare,
     forget,
+    not_text,
+    unlike,
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
@@ -347,13 +350,13 @@ class MysqlDriver:
     async def _connect(self, database: str | None) -> Any:
         try:
             return await self._dial(database)
-        except DatabaseConnectionError:
-            raise
-        except Exception as error:
-            ours = refused(error, self._target, self.place) or translated(error, self.place)
-            if ours is None:
-                raise
-            raise ours from None
+        except DatabaseConnectionError as error:
+            ours: Exception = error
+        except Exception as error:  # noqa: BLE001  (every one is told, as one of ours)
+            ours = (
+                refused(error, self._target, self.place) or translated(error, self.place) or unlike(error, self.place)
+            )
+        raise bare(ours)
 
     async def _dial(self, database: str | None) -> Any:
         secret, dial = tls.context(self._target, self.place), partial(self._speak, database)
@@ -495,9 +498,13 @@ def refused(error: Exception, target: Target, place: str) -> DatabaseError | Non
         return tls.missing(place)
     if (failure := tls.failure(error)) is not None:
         return tls.explained(failure, target, place)
+    if isinstance(cause, UnicodeEncodeError):
+        return not_text(place)
     if isinstance(cause, OSError):
         words = cause.strerror or str(cause) or type(cause).__name__
         return Declined(f"{place} does not answer ({words}); is it running, are `host` and `port` right?")
+    if isinstance(error, err.MySQLError) and not isinstance(error.args[0], int):
+        return unlike(error, place)
     if isinstance(error, err.MySQLError) and error.args[0] == 1044:
         return DatabaseConnectionError(f"{place}: this user may not use the database; ask for the right with GRANT")
     return None

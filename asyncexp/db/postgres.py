@@ -33,7 +33,10 @@ from asyncexp.db.whole import (
     Declined,
     Link,
     WholeDatabase,
+    bare,
     forget,
+    not_text,
+    unlike,
 )
 from asyncexp.errors import DatabaseConnectionError, DatabaseCreationError, DatabaseError, DatabaseQueryError
 
@@ -257,13 +260,13 @@ class PostgresDriver:
     async def _connect(self, database: str) -> asyncpg.Connection[asyncpg.Record]:
         try:
             return await self._secretly_or_plainly(database)
-        except DatabaseConnectionError:
-            raise
-        except Exception as error:
-            ours = refused(error, self._target, self.place) or translated(error, self.place)
-            if ours is None:
-                raise
-            raise ours from None
+        except DatabaseConnectionError as error:
+            ours: Exception = error
+        except Exception as error:  # noqa: BLE001  (every one is told, as one of ours)
+            ours = (
+                refused(error, self._target, self.place) or translated(error, self.place) or unlike(error, self.place)
+            )
+        raise bare(ours)
 
     async def _secretly_or_plainly(self, database: str) -> asyncpg.Connection[asyncpg.Record]:
         secret, dial = tls.context(self._target, self.place), partial(self._dial, database)
@@ -287,7 +290,7 @@ class PostgresDriver:
             host=self._host,
             port=self._port,
             user=self._target.user,
-            password=self._target.password or "",  # without any, the driver would look for one by itself
+            password=self._password,
             database=database,
             timeout=3600.0,  # the call has its own limit
             ssl=secret or False,
@@ -295,6 +298,10 @@ class PostgresDriver:
             **self._options(),
         )
         return connection
+
+    def _password(self) -> str:
+        """A function, for asyncpg keeps what it is given where it shows. Never None: it would look for one itself."""
+        return self._target.password or ""
 
     def _options(self) -> dict[str, Any]:
         if self._target.pgbouncer:  # it refuses settings and may change the server between transactions
@@ -410,6 +417,8 @@ def refused(error: Exception, target: Target, place: str) -> DatabaseError | Non
         return tls.explained(failure, target, place)
     if isinstance(error, asyncpg.ClientConfigurationError | FileNotFoundError):
         return DatabaseConnectionError(f"{place}: {error}")
+    if isinstance(error, UnicodeEncodeError):
+        return not_text(place)
     if isinstance(error, OSError):
         words = error.strerror or str(error) or type(error).__name__
         return Declined(f"{place} does not answer ({words}); is it running, are `host` and `port` right?")

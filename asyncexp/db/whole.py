@@ -25,6 +25,7 @@ from asyncexp.db.base import Dialect, Outage, Params, Row, Transaction
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 Work = Callable[[Transaction], Awaitable[T]]
 
 SERVER_SHARE = 0.8
@@ -105,6 +106,23 @@ def forget(transport: asyncio.BaseTransport | None, *things: object) -> None:
     socket = transport.get_extra_info("socket") if transport else None
     if socket is not None and socket.fileno() >= 0:
         os.close(socket.fileno())
+
+
+def not_text(place: str) -> DatabaseConnectionError:
+    """For a login that cannot be sent; what stands in the way is not told, it may be of the password."""
+    return DatabaseConnectionError(f"{place}: user, password or database holds what is no UTF-8 text; check them")
+
+
+def unlike(error: Exception, place: str) -> DatabaseConnectionError:
+    """For an error that no server of the kind would cause while connecting."""
+    words = f"{type(error).__name__}: {error}"
+    return DatabaseConnectionError(f"{place} does not answer as such a server does ({words}); check `host` and `port`")
+
+
+def bare(error: E) -> E:
+    """An error without what it came from, and without the frames that it passed: those of drivers hold the password."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 @dataclass(slots=True)
