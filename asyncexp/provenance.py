@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 GIT_LIMIT_SECONDS = 5.0
+HIDDEN = "..."
+_WORD = r"(?:pass(?:word|wd|phrase)|pwd|secret|(?:api|access|auth|secret|private|hf)[-_]?(?:key|token))"
+_SECRET = re.compile(rf"-*(?:token|(?:.*[-_.])?{_WORD})", re.IGNORECASE)
+"""Names of arguments. `--token` is one, `--pad-token` a word of language models."""
+_ASSIGNED = re.compile(rf"({_WORD}['\"]?\s*[=:]\s*)[^&;\s]+", re.IGNORECASE)
+_LOGIN = re.compile(r"(://[^:/@\s]*):\S*@")
 
 
 def here() -> dict[str, Any]:
@@ -23,11 +31,30 @@ def here() -> dict[str, Any]:
         "pid": os.getpid(),
         "python_version": platform.python_version(),
         "asyncexp_version": version("asyncexp"),
-        "command_line": shlex.join(sys.orig_argv)[:4000].encode("utf-8", "backslashreplace").decode(),
+        "command_line": shlex.join(discreet(sys.orig_argv))[:4000].encode("utf-8", "backslashreplace").decode(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "slurm_array_job_id": os.environ.get("SLURM_ARRAY_JOB_ID"),
         "slurm_array_task_id": os.environ.get("SLURM_ARRAY_TASK_ID"),
     }
+
+
+def discreet(arguments: Iterable[str]) -> Iterator[str]:
+    """A command line without the values of what is called a password, secret, token or key, and those within URLs.
+
+    It is kept in the database, where all who use the table read it.
+    """
+    hide = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if hide and not argument.startswith("--"):
+            yield HIDDEN
+            hide = False
+        elif _SECRET.fullmatch(name):
+            hide = argument.startswith("-") and not equals
+            yield f"{name}={HIDDEN}" if equals else argument
+        else:
+            hide = False
+            yield _LOGIN.sub(rf"\1:{HIDDEN}@", _ASSIGNED.sub(rf"\1{HIDDEN}", argument))
 
 
 def machine() -> str:

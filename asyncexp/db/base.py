@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError
 
@@ -111,7 +111,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a database is and how to get in. The password shows in no `repr`."""
+    """Where a database is and how to get in. The password shows in no `repr`, and there is no pickle of it."""
 
     provider: Literal["sqlite", "postgresql", "mysql"]
     database: str
@@ -127,6 +127,9 @@ class Target:
     tls_name: str | None = None
     """The server's name in its certificate, where `host` is another: the near end of a tunnel."""
     pgbouncer: bool = False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Target holds a password: another process reads the credentials for itself")
 
 
 class Transaction(Protocol):

@@ -63,8 +63,10 @@ class Canary:
 
 
 def shown(thing: Any) -> str:
-    """All that usual means show of an object."""
+    """All that usual means show of an object; of a driver's, which has to know the password, not its attributes."""
     texts = [repr(thing), str(thing), f"{thing}", pprint.pformat(thing), pretty_repr(thing)]
+    if _is_of_a_driver(thing):
+        return "\n".join(texts)
     with suppress(TypeError):
         texts += [pprint.pformat(vars(thing)), pretty_repr(vars(thing))]
     if hasattr(thing, "model_dump_json"):
@@ -73,7 +75,9 @@ def shown(thing: Any) -> str:
 
 
 def pickles(thing: Any) -> Iterator[bytes]:
-    """What the two pickles make of an object, if anything; copies of it are pickled too."""
+    """What the two pickles make of an object, if anything, and of a copy; a driver's would be closed by its copy."""
+    if _is_of_a_driver(thing):
+        return
     for dumps in (pickle.dumps, cloudpickle.dumps):
         with suppress(Exception):
             yield dumps(thing)
@@ -81,24 +85,33 @@ def pickles(thing: Any) -> Iterator[bytes]:
         yield pickle.dumps(copy.copy(thing))
 
 
-OURS = ("asyncexp", "asyncpg", "aiomysql", "pymysql", "asyncssh")
+DRIVERS = ("asyncpg", "aiomysql", "pymysql", "asyncssh")
+OURS = ("asyncexp", *DRIVERS)
+BETWEEN = ("builtins", "functools", "collections", "weakref", "asyncio", "_asyncio")
 
 
 def within(thing: Any) -> list[Any]:
-    """The objects of this package and of the drivers that an object leads to."""
+    """The objects of this package that an object leads to, and drivers' that they have; not what is within those."""
     found: dict[int, Any] = {}
     ahead = [thing]
     while ahead:
         each = ahead.pop()
         if id(each) not in found and not isinstance(each, type) and not hasattr(each, "__spec__"):
             found[id(each)] = each
-            ahead += [next_ for next_ in gc.get_referents(each) if _leads_on(next_)]
-    return [each for each in found.values() if type(each).__module__.partition(".")[0] in OURS]
+            ahead += [] if _is_of_a_driver(each) else filter(_leads_on, gc.get_referents(each))
+    return [each for each in found.values() if _package(each) in OURS]
+
+
+def _package(thing: Any) -> str:
+    return type(thing).__module__.partition(".")[0]
+
+
+def _is_of_a_driver(thing: Any) -> bool:
+    return _package(thing) in DRIVERS
 
 
 def _leads_on(thing: Any) -> bool:
-    module = type(thing).__module__.partition(".")[0]
-    return module in OURS or module in ("builtins", "functools", "collections", "weakref", "asyncio", "_asyncio")
+    return _package(thing) in (*OURS, *BETWEEN)
 
 
 # --------------------------------------------------------------------------------------------- errors
