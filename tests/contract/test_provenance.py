@@ -104,6 +104,12 @@ async def test_without_git_there_is_no_commit_and_no_error(script: Script) -> No
     assert facts["stopped"] is not None
 
 
+async def test_a_password_on_the_command_line_is_not_kept(script: Script) -> None:
+    script.run("--password=hunter2-canary", "mysql://me:hunter2-canary@host/db", "--seed", "1")
+    facts = await script.facts()
+    assert shlex.split(facts["command_line"])[-4:] == ["--password=...", "mysql://me:...@host/db", "--seed", "1"]
+
+
 async def test_versions_command_line_machine_and_process(script: Script) -> None:
     script.run("ünï", "two words")
     facts = await script.facts()

@@ -169,21 +169,9 @@ def kind(path: str) -> str:
     return Path(path).name.partition("-")[0]
 
 
-KINDS = {
-    *(
-        "stdout",
-        "stderr",
-        "run.log",
-        "again.log",
-        "objects",
-        "pickles",
-        "processes",
-        "environments",
-        "started",
-        "tables",
-    ),
-    *("errors", "stacks"),
-}
+SHOWN = {"stdout", "stderr", "run.log", "again.log", "objects", "pickles", "errors", "tables"}
+PROCESSES = {"processes", "environments", "started", "stacks"}
+KINDS = SHOWN | PROCESSES
 FROM_ENVIRONMENT = (variable, url, pgpassword)
 
 
