@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 import pytest
 import yaml
 
+from asyncexp import Experimenter, SyncResultProcessor
 from asyncexp.db.base import Target
 from tests.contract import sql
 from tests.contract.canary import Canary, user
@@ -201,3 +204,29 @@ async def test_the_search_finds_a_secret_that_is_somewhere(house: House) -> None
     whole = {f"experiments{table}" for table in ("", "__steps", "_attempts", "_workers")}
     assert set(seen["tables"]) == whole
     assert seen["the server's log"]
+
+
+def environments_of_a_child(_: dict[str, Any], results: SyncResultProcessor, __: dict[str, Any]) -> None:
+    """Where the password is: with itself, with the process that started it."""
+    password = bytes.fromhex(os.environ["LOOK_FOR"])
+    seen = {str(pid): password in Path(f"/proc/{pid}/environ").read_bytes() for pid in (os.getpid(), os.getppid())}
+    results.process_results({"text": json.dumps([*seen.values(), password.decode() in os.environ.values()])})
+
+
+@pytest.mark.parametrize(("blank", "seen"), [(None, [True, True, True]), ("", [False, False, False])])
+@pytest.mark.parametrize("provider", ["postgresql"])
+async def test_worker_env_keeps_the_password_from_children(
+    house: House, monkeypatch: pytest.MonkeyPatch, blank: str | None, seen: list[bool]
+) -> None:
+    variable(house)
+    for name, value in house.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOOK_FOR", house.canary.password.encode().hex())
+    configuration = write_configuration(house.folder, house.target, keyfields=numbers(1))
+    env = {} if blank is None else {"ASYNCEXP_DATABASE__PASSWORD": blank}
+    async with Experimenter(configuration, log_file=None, logger_name="asyncexp-tests") as experimenter:
+        await experimenter.fill_table_from_config()
+        summary = await experimenter.execute(environments_of_a_child, worker_env=env, progress=False)
+        table = await experimenter.get_table()
+    assert summary.done == 1
+    assert json.loads(table["text"][0]) == seen
