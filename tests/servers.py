@@ -24,6 +24,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -42,6 +43,15 @@ START_SECONDS = 60.0
 
 PIDS: set[int] = set()
 """The servers that run now: a test may find them among its children."""
+
+
+class SharedTarget(Target):
+    """A target whose password is no secret: it may be sent to a child process."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
 
 class Server(ABC):
@@ -65,7 +75,7 @@ class Server(ABC):
     # ---------------------------------------------------------------------------- what tests use
 
     def target(self, database: str) -> Target:
-        return Target(self.provider, database, HOST, self.port, USER, PASSWORD)
+        return SharedTarget(self.provider, database, HOST, self.port, USER, PASSWORD)
 
     def fresh(self) -> Target:
         """A new, empty database."""

@@ -7,8 +7,8 @@ reads `Dialect` for the differences, and never asks which database it talks to.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, TypeVar
 
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError
 
@@ -111,7 +111,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a database is and how to get in. The password shows in no `repr`, and there is no pickle of it."""
+    """Where a database is and how to get in. The password shows in no `repr`, and goes into no pickle."""
 
     provider: Literal["sqlite", "postgresql", "mysql"]
     database: str
@@ -128,8 +128,10 @@ class Target:
     """The server's name in its certificate, where `host` is another: the near end of a tunnel."""
     pgbouncer: bool = False
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Target holds a password: another process reads the credentials for itself")
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.password is not None:
+            raise TypeError("a Target holds a password: another process reads the credentials for itself")
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
 
 class Transaction(Protocol):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import yaml
 
@@ -381,3 +384,12 @@ def test_the_configuration_holds_no_secret(configure: Configure, write: Write, t
     assert config.target(found, environment={}).password == CANARY
     assert CANARY.encode() not in pickle.dumps(found)
     assert CANARY not in repr(found)
+
+
+def test_a_target_has_no_pickle_of_its_password(configure: Configure, write: Write) -> None:
+    found = config.target(configure(), write(WHOLE), {})
+    for copied in (pickle.dumps, cloudpickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="password"):
+            copied(found)
+    without = replace(found, password=None)
+    assert pickle.loads(pickle.dumps(without)) == without  # noqa: S301
