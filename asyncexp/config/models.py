@@ -214,7 +214,7 @@ def usable_cores() -> int:
 
 
 class SshConfig(Model):
-    """The way through an SSH server, as the credentials file gives it."""
+    """The way through an SSH server, as the credentials file gives it. The passphrase goes into no pickle."""
 
     server: str
     """The database's host under which its TLS certificate is checked."""
@@ -234,6 +234,11 @@ class SshConfig(Model):
     local_address: str = "127.0.0.1"
     local_port: Port | None = None
     """None: a free one."""
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.passphrase is not None:
+            raise TypeError("an SshConfig holds a passphrase: another process reads the credentials for itself")
+        return super().__getstate__()
 
 
 EXECUTION_KEYS = tuple(ExecutionConfig.model_fields)

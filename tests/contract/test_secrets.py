@@ -22,6 +22,7 @@ from tests.contract import sql
 from tests.contract.canary import Canary, user
 from tests.contract.support import PROJECT, Child, numbers
 from tests.servers import HOST, Server
+from tests.sshd import SshServer, make_key, ssh_server
 from tests.studies import write_configuration
 
 SERVERS = ("postgresql", "mysql")
@@ -39,6 +40,17 @@ class House:
     credentials: Path | None = None
     keys: list[Path] = field(default_factory=list)
     """Files that hold the password by right."""
+    logs: list[Path] = field(default_factory=list)
+    """Those of servers."""
+    passphrase: Canary | None = None
+    ssh: SshServer | None = None
+
+    @property
+    def canaries(self) -> list[Canary]:
+        return [self.canary, *([self.passphrase] if self.passphrase else [])]
+
+    def holds(self, *things: bytes | str) -> bool:
+        return any(canary.is_in(*things) for canary in self.canaries)
 
     @property
     def home(self) -> Path:
@@ -68,6 +80,21 @@ def file(house: House) -> None:
     standard = {"server": HOST, "port": house.target.port}
     whole = {"CREDENTIALS": {"Database": login, "Connection": {"Standard": standard}}}
     house.credentials = house.write(house.folder / "credentials.yml", yaml.safe_dump(whole))
+
+
+def tunnel(house: House) -> None:
+    """As `file`, and the key for the SSH server is encrypted."""
+    file(house)
+    assert house.ssh is not None
+    assert house.credentials is not None
+    house.passphrase = Canary()
+    house.logs.append(house.ssh.folder / "log")
+    key = make_key(house.folder / "key", house.passphrase.password)
+    house.ssh.allow(key.with_suffix(".pub"))
+    content = yaml.safe_load(house.credentials.read_text())
+    way = house.ssh.connection(key_file=str(key), passphrase=house.passphrase.password)
+    content["CREDENTIALS"]["Connection"]["Ssh"] = way | {"remote_port": house.target.port}
+    house.credentials.write_text(yaml.safe_dump(content))
 
 
 def variable(house: House) -> None:
@@ -106,6 +133,7 @@ def house(server: Server, target: Target, tmp_path: Path) -> Iterator[House]:
     canary = Canary()
     with user(server, canary, target.database) as name:
         made = House(tmp_path, server, replace(target, user=name, password=canary.password), canary)
+        made.logs.append(server.folder / "log")
         made.home.mkdir()
         made.work.mkdir()
         yield made
@@ -117,7 +145,10 @@ def house(server: Server, target: Target, tmp_path: Path) -> Iterator[House]:
 async def live(house: House, *flags: str) -> None:
     """Runs the program, all its output in files, and ends its sessions when it asks for it."""
     execution = {"grace": 5.0}
-    configuration = write_configuration(house.folder, house.target, keyfields=numbers(12), execution=execution)
+    through = house.ssh is not None
+    configuration = write_configuration(
+        house.folder, house.target, keyfields=numbers(12), execution=execution, use_ssh_tunnel=through
+    )
     clean = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     loud = {"PYTHONASYNCIODEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONUTF8": "1", "HOME": str(house.home)}
     loud |= {"PYTHONPATH": str(PROJECT), "TMPDIR": str(house.work)}
@@ -154,17 +185,17 @@ async def live(house: House, *flags: str) -> None:
 
 async def found(house: House) -> dict[str, list[str]]:
     """Where the canary is: folder of the program, tables, the server's own log."""
-    files = house.canary.files(house.folder, but=house.keys)
+    files = [path for canary in house.canaries for path in canary.files(house.folder, but=house.keys)]
     tables = [table for table in sorted(await sql.tables(house.target)) if await _holds(house, table)]
-    log = [house.server.folder / "log"] if house.canary.is_in((house.server.folder / "log").read_bytes()) else []
-    places = {"files": files, "tables": tables, "the server's log": [str(path) for path in log]}
+    logs = [str(path) for path in house.logs if house.holds(path.read_bytes())]
+    places = {"files": files, "tables": tables, "servers' logs": logs}
     return {place: seen for place, seen in places.items() if seen}
 
 
 async def _holds(house: House, table: str) -> bool:
     rows = await sql.fetch(house.target, f'SELECT * FROM "{table}"')
     assert rows or table.endswith("_codecarbon"), f"{table} is empty, so that there is nothing to search"
-    return any(house.canary.is_in(value if isinstance(value, bytes) else str(value)) for row in rows for value in row)
+    return any(house.holds(value if isinstance(value, bytes) else str(value)) for row in rows for value in row)
 
 
 def kind(path: str) -> str:
@@ -190,6 +221,15 @@ async def test_a_password_is_nowhere(house: House, source: Callable[[House], Non
     assert not seen
 
 
+@pytest.mark.parametrize("provider", SERVERS)
+async def test_a_passphrase_is_nowhere(house: House) -> None:
+    """Nor is the password, which goes through the tunnel."""
+    with ssh_server() as house.ssh:
+        tunnel(house)
+        await live(house)
+        assert not await found(house)
+
+
 @pytest.mark.parametrize("provider", ["postgresql"])
 async def test_the_search_finds_a_secret_that_is_somewhere(house: House) -> None:
     file(house)
@@ -203,7 +243,7 @@ async def test_the_search_finds_a_secret_that_is_somewhere(house: House) -> None
     assert {kind(path) for path in seen["files"]} == KINDS - {"stacks"}
     whole = {f"experiments{table}" for table in ("", "__steps", "_attempts", "_workers")}
     assert set(seen["tables"]) == whole
-    assert seen["the server's log"]
+    assert seen["servers' logs"]
 
 
 def environments_of_a_child(_: dict[str, Any], results: SyncResultProcessor, __: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from asyncexp.db.base import Target
 from asyncexp.errors import DatabaseConnectionError, PyExperimenterError
 from tests.contract.canary import Canary, by_rich, told, user
 from tests.servers import HOST, Server, free_port
+from tests.sshd import make_key
 from tests.studies import write_configuration
 
 SERVERS = ("postgresql", "mysql")
@@ -295,6 +296,26 @@ def a_wrong_configuration(place: Place) -> None:
     place.database["table"] = None
 
 
+def a_wrong_passphrase(place: Place) -> None:
+    through_ssh(place, "another")
+
+
+def no_ssh_server(place: Place) -> None:
+    through_ssh(place, place.canary.password)
+
+
+def through_ssh(place: Place, passphrase: str) -> None:
+    """With the canary for a passphrase; whose key it opens is seen to before anybody is asked."""
+    place.database["use_ssh_tunnel"] = True
+    key = make_key(place.folder / "key", passphrase)
+    known_hosts = place.folder / "known_hosts"
+    known_hosts.touch()
+    way = {"address": HOST, "port": free_port(), "user": "me", "key_file": str(key), "known_hosts": str(known_hosts)}
+    content = yaml.safe_load(place.sections())
+    content["CREDENTIALS"]["Connection"]["Ssh"] = way | {"passphrase": place.canary.password}
+    place.write(yaml.safe_dump(content))
+
+
 def no_such_database(place: Place) -> None:
     place.log_in()
 
@@ -316,7 +337,7 @@ BEFORE_A_SERVER = (
     *(a_percent_sign_in_ini, no_text, no_user_for_the_password, no_port_in_the_environment, no_url),
     *(a_url_with_a_mode_that_is_unknown, a_url_whose_password_is_not_encoded, a_url_as_the_server),
     *(a_url_whose_password_begins_like_a_port, a_setting_that_is_unknown, a_password_in_the_configuration),
-    a_wrong_configuration,
+    *(a_wrong_configuration, a_wrong_passphrase, no_ssh_server),
 )
 
 
