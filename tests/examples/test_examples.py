@@ -257,7 +257,15 @@ def replace(path: Path, old: str, new: str) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CHANGELOG.md", "docs/index.md", "docs/configuration.md", "docs/guarantees.md", "docs/migrating.md"],
+    [
+        "README.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "docs/index.md",
+        "docs/configuration.md",
+        "docs/guarantees.md",
+        "docs/migrating.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
