@@ -396,12 +396,22 @@ async def test_what_goes_wrong_before_a_server_is_asked_tells_no_secret(
     await check(place, caplog, capfd)
 
 
+GREETINGS = {
+    "mail": b"220 mail.example ESMTP\r\n" * 50,
+    "a mutilated greeting": b"\x05\0\0\0\x0a5.5.",
+    "an unfinished string": b"\x03\0\0\0\x0aab",
+    "noise": bytes(range(256)),
+    "nothing": b"",
+}
+
+
 @pytest.mark.parametrize("provider", SERVERS)
+@pytest.mark.parametrize("greeting", GREETINGS)
 async def test_what_is_no_such_server_tells_no_secret(
-    place: Place, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    place: Place, greeting: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 mail.example ESMTP\r\n" * 50)
+        writer.write(GREETINGS[greeting])
         writer.close()
         await writer.wait_closed()
 
