@@ -107,7 +107,8 @@ def _package(thing: Any) -> str:
 
 
 def _is_of_a_driver(thing: Any) -> bool:
-    return _package(thing) in DRIVERS
+    """Classes of ours that derive from a driver's included."""
+    return any(kind.__module__.partition(".")[0] in DRIVERS for kind in type(thing).__mro__)
 
 
 def _leads_on(thing: Any) -> bool:
