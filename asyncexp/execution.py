@@ -62,6 +62,8 @@ async def perform(session: Session, call: Call) -> Run:
         max_attempts=settings.max_attempts,
         wait_seconds=settings.database_wait,
     )
+    if session.energy is not None:
+        session.energy.begin()
     with reporter(call.progress) as report:
         run = Run(session, call.function, pool, call.options, call.wanted, report=report)
         session.runs.add(run)
@@ -71,6 +73,8 @@ async def perform(session: Session, call: Call) -> Run:
                     await supervise(run)
         finally:
             session.runs.discard(run)
+            if session.energy is not None:
+                await session.energy.settle()
         counted = await _count_left(session, run, call.wanted)
     await _say(session, run, counted)
     return run

@@ -243,7 +243,9 @@ class Experimenter:
 
     def _new_session(self) -> Session:
         name: str = self._arguments["name"]
-        return Session(self._connecting(), self._schema, self._logger, name, self._configuration.custom)
+        wanted = self._arguments["use_codecarbon"]
+        codecarbon = self._configuration.codecarbon if wanted else None
+        return Session(self._connecting(), self._schema, self._logger, name, self._configuration.custom, codecarbon)
 
     def _connecting(self, *, attached: bool = False) -> Callable[[], Database]:
         """What makes connections to the database, for this worker or for one that joins an experiment."""

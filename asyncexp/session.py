@@ -13,6 +13,7 @@ from typing import Any
 
 from asyncexp import provenance, signals
 from asyncexp.db.base import Database, MissingTable, Outage, T
+from asyncexp.energy import Energy
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, SshTunnelError
 from asyncexp.lease import Callbacks, Service
 from asyncexp.rescue import Look, Rescuer
@@ -45,9 +46,13 @@ class Session:
         logger: logging.Logger,
         name: str,
         custom: Mapping[str, Any],
+        codecarbon: Mapping[str, Any] | None = None,
     ) -> None:
         self.logger = logger
         self.custom = custom
+        self.energy: Energy | None = None
+        self._codecarbon = codecarbon
+        """Settings of the tracker; None: energy is not recorded."""
         self.live: dict[Key, Live] = {}
         self.early: dict[Key, Request] = {}
         self.runs: set[Run] = set()
@@ -170,6 +175,8 @@ class Session:
                 longest_wait_seconds=interval_seconds,
             )
             self._start_service()
+            if self._codecarbon is not None:
+                self.energy = Energy(self._codecarbon, self.study, self._writer, self.logger)
 
     async def _sign_in(self, lease_seconds: float) -> None:
         if self._registered and not self.runs:
@@ -344,6 +351,8 @@ class Session:
             run.stop_now("stop")
         await asyncio.gather(*(run.finished.wait() for run in self.runs))
         try:
+            if self.energy is not None:
+                await self.energy.close()
             if self._writer is not None:
                 await self._writer.close(CLOSE_LIMIT_SECONDS)
         finally:
@@ -367,6 +376,8 @@ class Session:
         for run in self.runs:
             run.abandon()
         signals.abandon(self.loop)
+        if self.energy is not None:
+            self.energy.discard()
         if self._service is not None:
             self._service.close()
             self._service.join(LONGEST_WAIT_SECONDS)

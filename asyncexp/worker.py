@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncexp.db.whole import over
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError, ExperimentLostError
@@ -42,6 +42,10 @@ from asyncexp.store.flush import DONE, End, Ended, Key
 from asyncexp.store.study import Study
 from asyncexp.store.workers import Request
 from asyncexp.writer import Claimed, Writer
+
+if TYPE_CHECKING:
+    from asyncexp.emissions import Use
+    from asyncexp.energy import Energy
 
 ALIKE = 20
 """A run stops when its first so many rows all fail alike."""
@@ -99,6 +103,8 @@ class Host(Protocol):
     """Every attempt that this worker runs, of all its runs."""
     early: dict[Key, Request]
     """What was asked of attempts that this worker has taken and not begun yet."""
+    energy: Energy | None
+    """Records what experiments use, if that is wanted."""
 
     def ended(self, outcome: str) -> None:
         """Counts an end for the worker's totals."""
@@ -133,6 +139,7 @@ class Live:
     forced: bool = False
     """The run is being stopped and has waited long enough."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    use: Use | None = None
 
     @property
     def should_stop(self) -> bool:
@@ -443,7 +450,9 @@ class Run:
         live = Live(self, experiment, key, last_sign=time.monotonic())
         live.report = AttemptReport(experiment.id, live, self._host.study, self._host.writer)
         self._live[key] = self._host.live[key] = live
-        job = Job(self._function, experiment.id, experiment.keyfields, self._host.custom, live.report)
+        if self._host.energy is not None:
+            live.use = self._host.energy.use(key)
+        job = Job(self._function, experiment.id, experiment.keyfields, self._host.custom, live.report, live.use)
         live.handle = self._pool.start(job, partial(self._begun, live), partial(self._function_ended, live))
         if self._host.early and (request := self._host.early.pop(key, None)) is not None:
             self.asked(request, live)
@@ -452,6 +461,8 @@ class Run:
     def _begun(self, live: Live) -> None:
         """The function begins now: time counts from here."""
         live.last_sign = time.monotonic()
+        if live.use is not None:
+            live.use.begin()
         if (seconds := self.options.timeout) is not None:
             text = f"TimeoutError: the experiment ran longer than its timeout of {seconds:g} s"
             live.timers.append(self._loop.call_later(seconds, self._overdue, live, text))
@@ -579,6 +590,8 @@ class Run:
         """
         handle, live.handle, live.report = live.handle, None, None
         live.over = True
+        if live.use is not None:
+            live.use.stop()
         for timer in live.timers:
             timer.cancel()
         self._live.pop(live.key, None)
@@ -593,6 +606,7 @@ class Run:
             # A call under way has just been answered: its caller is to see that answer before the cancellation.
             self._loop.call_soon(handle.cancel)
             handle.abandon()
+        self._forget_use(live)
         self._count("lost")
         if self._ids is not None:  # whoever has it may put it back
             self._ids[live.key[0]] = None
@@ -606,6 +620,7 @@ class Run:
         if ended is not None:
             self._ended(live, ended, alike, end)
         elif isinstance(failure, ExperimentLostError):
+            self._forget_use(live)
             self._count("lost")
         elif isinstance(failure, DatabaseQueryError) and end.error is not None:
             # The text itself was refused. The row must end all the same.
@@ -613,10 +628,18 @@ class Run:
             plain = End("error", error=f"The error text could not be stored: {type(failure).__name__}")
             self._host.writer.end(live.key, plain, partial(self._stored, live, alike, replace(plain, error=None)))
         elif failure is not None:
+            self._forget_use(live)
             self.fail(failure)
+
+    def _forget_use(self, live: Live) -> None:
+        """What an attempt used that is no longer this worker's is not written, as all else of it."""
+        if live.use is not None:
+            live.use.end(kept=False)
 
     def _ended(self, live: Live, ended: Ended, alike: str | None, end: End) -> None:
         outcome = ended.outcome
+        if live.use is not None:
+            live.use.end(kept=True)
         if outcome == "retried":
             self._expect_again(live.key[0], ended.delay_seconds + RETRY_SLACK_SECONDS)
         if outcome == "error":

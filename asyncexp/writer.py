@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from asyncexp.db.base import DataRefused, DuplicateKey, Outage, T
+from asyncexp.db.base import DataRefused, DuplicateKey, Outage, T, Transaction
 from asyncexp.db.whole import over, unseen
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, DatabaseQueryError, lost
 from asyncexp.experiment import Experiment, ExperimentId
@@ -50,6 +50,7 @@ Claimed = list[Experiment] | None
 
 
 Then = Callable[[Ended | None, Exception | None], None]
+Beside = Callable[[Transaction], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +112,7 @@ class Writer:
         """What is stored and not yet told."""
         self._overlaps = study.dialect.changing_queries
         """Whether the database works on a flush while this process does something else."""
+        self._beside: deque[tuple[Beside, asyncio.Future[None]]] = deque()
         self._bad: dict[Key, DatabaseQueryError] = {}
         self._held_logs = 0
         self._room = asyncio.Event()
@@ -207,6 +209,13 @@ class Writer:
         self._wake.set()
         return asked
 
+    def beside(self, work: Beside) -> asyncio.Future[None]:
+        """Queues a short transaction of its own: one is done after each flush. It is made anew after an outage."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._beside.append((work, done))
+        self._flush_by(SOON_SECONDS)
+        return done
+
     def join(self, key: Key) -> None:
         """From now on writes for an attempt that was not taken here, and tells of its loss."""
         self.known.add(key)
@@ -272,8 +281,13 @@ class Writer:
                 await self._check(*self._checks.popleft())
             if self._no_more or self._closing:
                 self._tell_rest()
-            if self._queue:
+            if self._beside:
+                self._tell_rest()
+                await self._do_beside(*self._beside.popleft())
+            if self._queue or (self._beside and not self.known):
                 self._wake.set()
+            elif self._beside:  # what nobody waits for yet is not to go without company on this account
+                self._flush_by(SOON_SECONDS)
             elif self._no_more or (self._closing and not self.known):
                 return
 
@@ -297,6 +311,24 @@ class Writer:
         else:
             if not asked.done():
                 asked.set_result(left)
+
+    async def _do_beside(self, work: Beside, done: asyncio.Future[None]) -> None:
+        async def attempt() -> None:
+            try:
+                await self._study.db.run(work, limit_seconds=FLUSH_LIMIT_SECONDS)
+            except Outage as outage:
+                if outage.unknown:  # until then it may still be under way, and another would not see what it wrote
+                    await asyncio.sleep(max(0.0, outage.settled_after - time.monotonic()))
+                raise
+
+        try:
+            await self._insist(attempt)
+        except DatabaseError as failure:
+            if not done.done():
+                done.set_exception(failure)
+        else:
+            if not done.done():
+                done.set_result(None)
 
     def _take(self) -> tuple[list[Call], list[Claim]]:
         """The next flush: as much of the queue, in order, as fits. A claim that adds a row goes alone."""
@@ -532,6 +564,10 @@ class Writer:
                 claim.taken.set_exception(failure)
 
     def _fail_queue(self, failure: DatabaseError) -> None:
+        while self._beside:
+            _, done = self._beside.popleft()
+            if not done.done():
+                done.set_exception(failure)
         left = list(self._queue)
         self._queue.clear()
         self._fail(

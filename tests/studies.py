@@ -35,6 +35,7 @@ def write_configuration(
     execution: Mapping[str, Any] | None = None,
     custom: Mapping[str, Any] | None = None,
     use_ssh_tunnel: bool = False,
+    codecarbon: Mapping[str, Any] | None = None,
     name: str = "configuration.yml",
 ) -> Path:
     """Writes the YAML of a study; by default 10 rows, two resultfields and one log table."""
@@ -57,6 +58,8 @@ def write_configuration(
         content["Execution"] = dict(execution)
     if custom is not None:
         content["Custom"] = dict(custom)
+    if codecarbon is not None:
+        content["CodeCarbon"] = dict(codecarbon)
     path = folder / name
     path.write_text(yaml.safe_dump({"PY_EXPERIMENTER": content}, sort_keys=False))
     return path
@@ -90,12 +93,15 @@ def experimenter(
 ) -> Experimenter:
     """An `Experimenter` on a study written into `folder`; see `write_configuration`.
 
+    Energy is recorded where the study says something of it: the tracker's start costs a second of CPU time.
+
     Args:
         ssh: `Connection.Ssh`, to go through an SSH server.
     """
     return kind(
         write_configuration(folder, target, use_ssh_tunnel=ssh is not None, **study),
         write_credentials(folder, target, ssh),
+        use_codecarbon=study.get("codecarbon") is not None,
         logger_name="asyncexp-tests",
         log_file=None,
     )

@@ -28,6 +28,7 @@ def build(document: Document, path: Path | None, credentials: Path | None) -> Co
     form = validate(ConfigurationForm, document).root
     problems: list[Problem] = []
     database = _database(form.database, document, problems)
+    problems.extend(_codecarbon(form.codecarbon, document))
     refuse([*problems, *check_names(document, database)])
     return Configuration(
         path=path,
@@ -38,6 +39,14 @@ def build(document: Document, path: Path | None, credentials: Path | None) -> Co
         custom=form.custom,
         codecarbon=form.codecarbon,
     )
+
+
+def _codecarbon(given: dict[Any, Any], document: Document) -> Iterator[Problem]:
+    if given:
+        from asyncexp import emissions  # when first used
+
+        for key, text in emissions.problems(given):
+            yield document.problem(("PY_EXPERIMENTER", "CodeCarbon", key), text)
 
 
 def _database(form: DatabaseForm, document: Document, problems: list[Problem]) -> DatabaseConfig:

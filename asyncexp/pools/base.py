@@ -19,6 +19,7 @@ from asyncexp.errors import InvalidConfigError
 from asyncexp.experiment import ExperimentStatus
 
 if TYPE_CHECKING:
+    from asyncexp.emissions import Use
     from asyncexp.experiment import ExperimentId
     from asyncexp.reporting import AttemptReport
 
@@ -39,6 +40,8 @@ class Job:
     custom: Mapping[str, Any]
     report: AttemptReport
     """Where what the function reports goes, on the event loop."""
+    use: Use | None = None
+    """Where what it uses of the machine is noted, if it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,12 @@ import itertools
 import linecache
 import os
 import pickle
+import resource
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Awaitable, Callable, Mapping
@@ -170,7 +172,7 @@ def _loaded(line: Line, setup: Setup) -> Worker | None:
         line.send(("unable", clean("".join(traceback.format_exception(failure)))))
         return None
     worker = Worker(line, function, custom, _fields(line, setup))
-    line.send(("loaded",))
+    line.send(("loaded", _cpu_seconds()))
     return worker
 
 
@@ -462,12 +464,13 @@ class Worker:
         ask = self._line.ask_now if self._runner is None else self._line.ask_later
         report = LineReport(experiment_id, self._line, self._fields, ask)
         processor = ResultProcessor(experiment_id, report)
+        used = _cpu_seconds()
         result = self._plainly(keyfields, processor) if self._runner is None else self._awaiting(keyfields, processor)
         if os.getpid() != self._line.pid:
             _leave(None)
         report.close()
         _flush()
-        self._line.send(("end", result))
+        self._line.send(("end", result, _cpu_seconds() - used))
 
     def _plainly(self, keyfields: dict[str, Any], processor: ResultProcessor) -> Result:
         try:
@@ -498,6 +501,12 @@ class Worker:
             return await self._function(keyfields, processor, own(self._custom))
         finally:
             loop.remove_reader(self._line.sock)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process, and of those of its children that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def _leave(failure: BaseException | None) -> NoReturn:

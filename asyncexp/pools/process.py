@@ -238,6 +238,8 @@ class _Call:
     def begin(self) -> None:
         """The function is called."""
         self._began = self._loop.time()
+        if self.job.use is not None and self.slot is not None and self.slot.child is not None:
+            self.job.use.runs_in(self.slot.child)
         self._begun()
 
     def end(self, result: Result) -> None:
@@ -288,6 +290,8 @@ class _Child:
 
     def __init__(self, pool: ProcessPool, slot: _Slot, nursery: _Nursery) -> None:
         self.loaded = False
+        self.loading_cpu = 0.0
+        """Seconds of CPU that it took to load the function."""
         self.pid: int | None = None
         self._pool = pool
         self._slot = slot
@@ -352,8 +356,9 @@ class _Child:
             if (call := self._slot.call) is not None:
                 call.end(Broken(failure))
 
-    def _on_loaded(self) -> None:
+    def _on_loaded(self, cpu_seconds: float) -> None:
         self.loaded = True
+        self.loading_cpu = cpu_seconds
         if self._slot.call is not None and self._slot.child is self:
             self._slot.call.begin()
         self._pool.deal()
@@ -384,7 +389,7 @@ class _Child:
     def _on_warn(self, place: tuple[str, str], text: str) -> None:
         self._pool.warn_once(place, text)
 
-    def _on_end(self, result: Result) -> None:
+    def _on_end(self, result: Result, cpu_seconds: float) -> None:
         for echo in self._echoes:
             echo.drain()
         call = self._slot.call
@@ -392,6 +397,8 @@ class _Child:
             self.dismiss()
             self._slot.child = None
         if call is not None:
+            if call.job.use is not None:
+                call.job.use.cpu = cpu_seconds
             call.end(result)
         self._pool.deal()
 

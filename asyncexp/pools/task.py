@@ -181,6 +181,13 @@ def called(job: Job, loop: asyncio.AbstractEventLoop, *, through: tuple[type[Bas
     Args:
         through: exceptions that are not the experiment's.
     """
+    if job.use is None:
+        return _called(job, loop, through)
+    with job.use.in_this_thread():
+        return _called(job, loop, through)
+
+
+def _called(job: Job, loop: asyncio.AbstractEventLoop, through: tuple[type[BaseException], ...]) -> Result:
     try:
         processor = from_thread(ResultProcessor(job.experiment_id, job.report), loop)
         value = job.function(dict(job.keyfields), processor, own(job.custom))

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from asyncexp import ExperimentStatus, ResultProcessor
+from asyncexp import ExperimentStatus, ResultProcessor, SyncResultProcessor
 from tests.contract.shared import Gate, Seen, until
 
 if TYPE_CHECKING:
@@ -215,3 +215,21 @@ class Attaches:
 
         async with self.experimenter if os.getpid() != self.home else nullcontext():
             await self.experimenter.attach(worker, results.experiment_id)
+
+
+@dataclass(frozen=True)
+class Computes:
+    """The even ones compute for so long, the others sleep; so many of them at the same time."""
+
+    seconds: float
+    began: Seen
+    together: int
+
+    def __call__(self, keys: Keys, results: SyncResultProcessor, custom: Keys) -> None:
+        self.began.append(keys["number"])
+        while len(self.began) < self.together:
+            time.sleep(0.005)
+        until = time.monotonic() + self.seconds
+        while keys["number"] % 2 == 0 and time.monotonic() < until:
+            sum(range(1000))
+        time.sleep(max(0.0, until - time.monotonic()))

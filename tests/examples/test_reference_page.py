@@ -201,7 +201,7 @@ iris 2.0
 new_data 43.0
 new_data_2 24.0
 wine 2.0
-emissions 0
+emissions 16
 paused {'created': 0, 'done': 17, 'error': 0, 'paused': 1, 'running': 0}
 unpaused {'created': 0, 'done': 18, 'error': 0, 'paused': 0, 'running': 0}
 notes ['before', 'after']

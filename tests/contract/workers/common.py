@@ -21,6 +21,7 @@ def study(**arguments: Any) -> Experimenter:
     from asyncexp import Experimenter
 
     configuration, credentials = sys.argv[1:3]
+    arguments.setdefault("use_codecarbon", "CodeCarbon:" in Path(configuration).read_text())
     return Experimenter(configuration, credentials or None, logger_name="asyncexp-tests", log_file=None, **arguments)
 
 
