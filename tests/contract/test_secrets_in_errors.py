@@ -151,6 +151,19 @@ def no_tls_file(place: Place) -> None:
     place.database |= {"tls": "verify-full", "tls_ca": "missing.pem"}
 
 
+def a_broken_tls_key(place: Place) -> None:
+    """The key is a secret, too."""
+    place.log_in()
+    place.write_home("cert.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    place.write_home("key.pem", f"-----BEGIN PRIVATE KEY-----\n{place.canary.cores[0]}\n-----END PRIVATE KEY-----\n")
+    place.database |= {"tls": "verify-full", "tls_cert": "cert.pem", "tls_key": "key.pem"}
+
+
+def a_tls_key_that_others_can_read(place: Place) -> None:
+    a_broken_tls_key(place)
+    (place.folder / "key.pem").chmod(0o644)
+
+
 def others_can_read_the_file(place: Place) -> None:
     place.write(place.sections(), mode=0o644)
 
@@ -337,7 +350,8 @@ BEFORE_A_SERVER = (
     *(a_percent_sign_in_ini, no_text, no_user_for_the_password, no_port_in_the_environment, no_url),
     *(a_url_with_a_mode_that_is_unknown, a_url_whose_password_is_not_encoded, a_url_as_the_server),
     *(a_url_whose_password_begins_like_a_port, a_setting_that_is_unknown, a_password_in_the_configuration),
-    *(a_wrong_configuration, a_wrong_passphrase, no_ssh_server),
+    *(a_wrong_configuration, a_wrong_passphrase, no_ssh_server, a_broken_tls_key),
+    a_tls_key_that_others_can_read,
 )
 
 

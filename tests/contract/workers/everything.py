@@ -1,7 +1,7 @@
 """Does all that can be done with a study, as loudly as can be, and leaves what it saw in files of the working folder.
 
-Its further argument: `run`, or `hold` for a worker that takes a row and is killed. It does not know the password; only
-with the argument `plant` it gets a secret, by the environment, and leaves that wherever something can be left.
+Its further arguments: `run`, or `hold` for a worker that takes a row and is killed; `measure` for energy, too. It does
+not know the password; only with `plant` it gets a secret, by the environment, and leaves that in every place there is.
 """
 
 from __future__ import annotations
@@ -147,13 +147,7 @@ async def run(experimenter: Experimenter) -> None:
     look_at(experimenter)
     async with experimenter:
         keep("tables", repr(await experimenter.fill_table_from_config()))
-        calm: dict[str, Any] = {
-            "progress": False,
-            "max_errors": -1,
-            "heartbeat_interval": 0.2,
-            "lease": 1.0,
-            "database_wait": 20.0,
-        }
+        calm: dict[str, Any] = {"progress": False, "max_errors": -1, "heartbeat_interval": 0.2}
         keep("tables", shown(await experimenter.execute(in_a_task, experiment_ids=[1, 2, 3], **calm)))
         look_at(experimenter)
         function = in_a_thread_or_child(experimenter)
@@ -165,7 +159,7 @@ async def run(experimenter: Experimenter) -> None:
         await read(experimenter)
         await refused(experimenter)
         look_at(experimenter)
-    with PyExperimenter(*paths(), logger_name="blocking", log_file="again.log") as blocking:
+    with PyExperimenter(*paths(), logger_name="blocking", log_file="again.log", use_codecarbon=False) as blocking:
         look_at(blocking)
         logging.getLogger("blocking").error("an error: %s", PLANTED)
         blocking.execute(lambda *_: None, experiment_ids=[10], progress=False)
@@ -252,9 +246,9 @@ def paths() -> tuple[str, str | None]:
 
 def main() -> None:
     be_loud()
-    experimenter = Experimenter(
-        *paths(), logger_name="loud", log_level="DEBUG", log_file="run.log", name=f"job {PLANTED}"
-    )
+    settings: dict[str, Any] = {"log_level": "DEBUG", "log_file": "run.log", "name": f"job {PLANTED}"}
+    measures = "measure" in ARGUMENTS
+    experimenter = Experimenter(*paths(), logger_name="loud", use_codecarbon=measures, **settings)
     if ARGUMENTS[0] == "hold":
         asyncio.run(hold(experimenter))
         return
