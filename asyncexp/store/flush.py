@@ -98,10 +98,17 @@ async def flush(
     for wanted in claims:
         flushed.claimed.append(await claim(study, tx, worker, wanted))
     if kept or worker.joins is None:
-        # Who writes lives, and may have new rows: whoever took back his old ones has to look again.
-        text = f'UPDATE {study.workers} SET "last_flush" = :number, "rescued" = NULL WHERE "id" = :worker'
-        await study.execute(tx, text, number=number, worker=worker.id)
+        await tell(study, tx, worker, number)
     return flushed
+
+
+async def tell(study: Study, tx: Transaction, worker: Worker, number: int) -> None:
+    """Notes that this flush came through; the last statement of its transaction.
+
+    Who writes lives, and may have new rows: whoever took back his old ones has to look again.
+    """
+    text = f'UPDATE {study.workers} SET "last_flush" = :number, "rescued" = NULL WHERE "id" = :worker'
+    await study.execute(tx, text, number=number, worker=worker.id)
 
 
 async def fence(study: Study, tx: Transaction, worker: int, keys: Iterable[Key], *, wait: bool = True) -> set[Key]:
@@ -179,16 +186,20 @@ def arrays(stem: str, rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
 
 
 async def _update_join(study: Study, tx: Transaction, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    width = len(columns) + 1
-    first = ", ".join(f':r{position} AS "v{position}"' for position in range(width))
-    values = [value for row in rows for value in row]
+    old, new = study.main, _alias(study)
+    sets = ", ".join(f'{old}.{quote(name)} = {new}."v{position}"' for position, name in enumerate(columns, 1))
+    text = f'UPDATE {old} JOIN {derived(new, "v", rows)} ON {old}."ID" = {new}."v0" SET {sets}'
+    await tx.execute(study.rendered(text), [value for row in rows for value in row])
+
+
+def derived(alias: str, stem: str, rows: Sequence[tuple[Any, ...]]) -> str:
+    """Rows as a source of a FROM clause, a parameter each value; columns are called by the stem and a number."""
+    width = len(rows[0])
+    first = ", ".join(f':r{position} AS "{stem}{position}"' for position in range(width))
     more = "".join(
         f" UNION ALL SELECT {', '.join(f':r{row * width + p}' for p in range(width))}" for row in range(1, len(rows))
     )
-    old, new = study.main, _alias(study)
-    sets = ", ".join(f'{old}.{quote(name)} = {new}."v{position}"' for position, name in enumerate(columns, 1))
-    text = f'UPDATE {old} JOIN (SELECT {first}{more}) AS {new} ON {old}."ID" = {new}."v0" SET {sets}'
-    await tx.execute(study.rendered(text), values)
+    return f"(SELECT {first}{more}) AS {alias}"
 
 
 def _alias(study: Study) -> str:

@@ -1,17 +1,22 @@
-"""A flush as one statement, where a WITH query may change rows: one round trip instead of up to ten."""
+"""A flush in as few round trips as the database allows: one where a WITH query may change rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from asyncexp.db.base import Row
+from asyncexp.db.base import Row, Transaction
 from asyncexp.schema import quote
-from asyncexp.store.claim import Wanted, Worker, changes, columns, experiments, filtered, parameters, passes
-from asyncexp.store.flush import CLOSED, IS_DONE, Flushed, Unit, arrays, flush, unnested
+from asyncexp.store.claim import Wanted, Worker, changes, claim, columns, experiments, filtered, parameters, passes
+from asyncexp.store.flush import CLOSED, IS_DONE, Flushed, Unit, arrays, derived, flush, tell, unnested
 from asyncexp.store.study import Study
+
+
+class NotAllHeld(Exception):
+    """Some of the attempts no longer run here: nothing was written."""
 
 
 async def store(
@@ -23,25 +28,70 @@ async def store(
     *,
     limit_seconds: float = 30.0,
 ) -> Flushed:
-    """As `flush`, in a transaction of its own; one statement if the database can and nothing needs several.
+    """As `flush`, in a transaction of its own; in as few trips as the database allows if nothing needs more.
 
     Raises:
         Outage, DataRefused, MissingTable, DuplicateKey, DatabaseQueryError: as `Database.run`.
     """
-    if not (study.dialect.changing_queries and _fits(units, claims)):
-        work = partial(flush, study, worker=worker, units=units, claims=claims, number=number)
-        return await study.db.run(work, limit_seconds=limit_seconds)
+    fits = _fits(units, claims)
+    if fits and study.dialect.changing_queries:
+        return await _store_alone(study, worker, units, claims, number, limit_seconds)
+    what: dict[str, Any] = {"worker": worker, "units": units, "claims": claims, "number": number}
+    if fits and units and study.dialect.batch == "join":
+        with suppress(NotAllHeld):
+            return await study.db.run(partial(_flush_counted, study, **what), limit_seconds=limit_seconds)
+    return await study.db.run(partial(flush, study, **what), limit_seconds=limit_seconds)
+
+
+async def _store_alone(
+    study: Study,
+    worker: Worker,
+    units: Sequence[Unit],
+    claims: Sequence[Wanted],
+    number: int,
+    limit_seconds: float,
+) -> Flushed:
+    """One statement, which commits by itself."""
     units = sorted(units, key=lambda unit: unit.key)
     wanted = claims[0] if claims else None
     shape = _shape(worker, units, wanted)
-    values = {"number": number, "told": worker.id}
+    values: dict[str, Any] = {"number": number, "told": worker.id}
     if units:
-        values |= {**_sent(shape.names, units), "runs_as": worker.runs_as}
+        values |= arrays("_sent", _rows(shape.names, units, flags=bool(shape.names)))
+        values["runs_as"] = worker.runs_as
     if wanted is not None:
         values |= parameters(study, worker, wanted, wanted.count)
     text = study.composed(shape, lambda: _text(study, shape, wanted))
     rows = await study.db.alone(*study.statement(text, values), limit_seconds=limit_seconds)
     return _flushed(study, worker, units, claims, rows)
+
+
+async def _flush_counted(
+    study: Study,
+    tx: Transaction,
+    worker: Worker,
+    units: Sequence[Unit],
+    claims: Sequence[Wanted],
+    number: int,
+) -> Flushed:
+    """Writes all units by one UPDATE that counts the rows; what it could not write was nobody's to write.
+
+    Raises:
+        NotAllHeld: which is to undo it, for only a look at the rows themselves can tell whose they are.
+    """
+    units = sorted(units, key=lambda unit: unit.key)
+    names = _names(units)
+    flags = bool(names) and any(unit.end for unit in units)
+    rows = list(_rows(names, units, flags=flags))
+    text = _join(study, names, rows, flags=flags).replace(":runs_as", str(worker.runs_as))
+    matched = await tx.execute(study.rendered(text), [value for row in rows for value in row])
+    if matched != len(units):
+        raise NotAllHeld
+    flushed = Flushed(ended={unit.key: IS_DONE for unit in units if unit.end})
+    for wanted in claims:
+        flushed.claimed.append(await claim(study, tx, worker, wanted))
+    await tell(study, tx, worker, number)
+    return flushed
 
 
 def _fits(units: Sequence[Unit], claims: Sequence[Wanted]) -> bool:
@@ -66,10 +116,14 @@ class Shape:
     joins: bool
 
 
+def _names(units: Sequence[Unit]) -> tuple[str, ...]:
+    return tuple(sorted(next((unit.fields for unit in units if unit.fields), ())))
+
+
 def _shape(worker: Worker, units: Sequence[Unit], wanted: Wanted | None) -> Shape:
     return Shape(
         writes=bool(units),
-        names=tuple(sorted(next((unit.fields for unit in units if unit.fields), ()))),
+        names=_names(units),
         claim=() if wanted is None else wanted.shape,
         joins=worker.joins is not None,
     )
@@ -103,22 +157,34 @@ def _write(study: Study, shape: Shape) -> str:
     A row is written once: a second UPDATE of the same statement would not see the first. Results, ends and both have
     one text, for it takes a server milliseconds to learn of another.
     """
-    sent = _name(study, "sent")
-    closed = {"status": "'done'", **{name: value.format(now=study.dialect.now) for name, value in CLOSED.items()}}
-    fields = {name: f'{sent}."_sent{position}"' for position, name in enumerate(shape.names, 4)}
-    sets = [f"{quote(name)} = {value}" for name, value in closed.items()]
-    if fields:
-        sets = [*_sets(closed, f'{sent}."_sent2"'), *_sets(fields, f'{sent}."_sent3"')]
-    source = unnested(sent, "_sent", ("bigint", "bigint", "boolean", "boolean", *map(study.array_type, shape.names)))
+    sent, flags = _name(study, "sent"), bool(shape.names)
+    types = ["bigint", "bigint", *(["boolean", "boolean"] if flags else []), *map(study.array_type, shape.names)]
     return (
-        f'UPDATE {study.main} SET {", ".join(sets)} FROM {source} WHERE "ID" = {sent}."_sent0" AND {fence(sent)} '
-        f'RETURNING {sent}."_sent0", {sent}."_sent1"'
+        f"UPDATE {study.main} SET {_sets(study, shape.names, sent, flags=flags)} FROM {unnested(sent, '_sent', types)} "
+        f'WHERE "ID" = {sent}."_sent0" AND {fence(sent)} RETURNING {sent}."_sent0", {sent}."_sent1"'
     )
 
 
-def _sets(values: Mapping[str, str], flag: str) -> list[str]:
-    """Sets columns of those rows that have the flag."""
-    return [f"{quote(name)} = CASE WHEN {flag} THEN {value} ELSE {quote(name)} END" for name, value in values.items()]
+def _join(study: Study, names: Sequence[str], rows: Sequence[tuple[Any, ...]], *, flags: bool) -> str:
+    """The same UPDATE where a list of rows is a derived table; that comes first, or all running rows might be read."""
+    sent = _name(study, "sent")
+    table = f'{study.main} ON "ID" = {sent}."_sent0" AND {fence(sent)}'
+    return f"UPDATE {derived(sent, '_sent', rows)} STRAIGHT_JOIN {table} SET {_sets(study, names, sent, flags=flags)}"
+
+
+def _sets(study: Study, names: Sequence[str], sent: str, *, flags: bool) -> str:
+    """The columns named; without names, how an attempt ends. With flags both, where `_sent3` and `_sent2` say so."""
+    first = 4 if flags else 2
+    fields = [(name, f'{sent}."_sent{place}"', "_sent3") for place, name in enumerate(names, first)]
+    closed = [
+        (name, value.format(now=study.dialect.now), "_sent2") for name, value in {"status": "'done'", **CLOSED}.items()
+    ]
+    if not flags:
+        return ", ".join(f"{quote(name)} = {value}" for name, value, _ in fields or closed)
+    return ", ".join(
+        f'{quote(name)} = CASE WHEN {sent}."{flag}" THEN {value} ELSE {quote(name)} END'
+        for name, value, flag in (*closed, *fields)
+    )
 
 
 def fence(sent: str) -> str:
@@ -154,21 +220,12 @@ def _tell(study: Study, shape: Shape) -> str:
 # ------------------------------------------------------------------------------- what goes in and out
 
 
-def _sent(names: Sequence[str], units: Sequence[Unit]) -> dict[str, Any]:
-    """An array for each: IDs, attempts, whether it ends, whether it sets fields, and their values."""
+def _rows(names: Sequence[str], units: Sequence[Unit], *, flags: bool) -> Iterator[tuple[Any, ...]]:
+    """For each unit: ID, attempt, with flags whether it ends and whether it sets fields, and their values."""
     nothing = (None,) * len(names)
-    return arrays(
-        "_sent",
-        (
-            (
-                *unit.key,
-                unit.end is not None,
-                bool(unit.fields),
-                *(map(unit.fields.__getitem__, names) if unit.fields else nothing),
-            )
-            for unit in units
-        ),
-    )
+    for unit in units:
+        values = map(unit.fields.__getitem__, names) if unit.fields else nothing
+        yield (*unit.key, *((unit.end is not None, bool(unit.fields)) if flags else ()), *values)
 
 
 def _flushed(

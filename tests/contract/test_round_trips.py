@@ -54,7 +54,7 @@ async def all_run(target: Target, folder: Path, at_once: int, count: int, proxy:
 
 @pytest.mark.parametrize(
     ("provider", "at_once", "trips"),
-    [("postgresql", 1, 2), ("postgresql", 200, 0.02), ("mysql", 1, 12), ("mysql", 200, 0.06)],
+    [("postgresql", 1, 2), ("postgresql", 200, 0.02), ("mysql", 1, 10), ("mysql", 200, 0.05)],
 )
 async def test_trips_to_a_server(target: Target, tmp_path: Path, at_once: int, trips: float) -> None:
     """One at a time: a transaction for its result, one for its end and the next claim. 200 at once share them."""
