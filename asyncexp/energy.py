@@ -47,6 +47,11 @@ class Energy:
         self._leave = weakref.finalize(self, self._account.leave)
         self._account.join()
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether the tracker measures, or has failed."""
+        return self._account.ready or self._account.off
+
     def use(self, key: tuple[int, int]) -> Use | None:
         """What an attempt reports its begin and end to; None when nothing is measured any more."""
         return self._account.use(key)

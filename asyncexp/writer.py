@@ -213,7 +213,7 @@ class Writer:
         """Queues a short transaction of its own: one is done after each flush. It is made anew after an outage."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._beside.append((work, done))
-        self._flush_by(SOON_SECONDS)
+        self._flush_by(SOON_SECONDS if self.known else 0.0)
         return done
 
     def join(self, key: Key) -> None:

@@ -18,6 +18,7 @@ drift between machines and between days; compare ratios.
 | `bare` | the limits: loops and bulk inserts by hand |
 | `throughput`, `children`, `filling`, `logs`, `reading`, `startup` | S1 and S3, S4, S5 and S6, S8, S13, S11 |
 | `growth`, `asleep`, `crew`, `waking` | S7, S9, S10, S12: large tables, many tasks, several workers, waiting ones |
+| `energy` | S14: CodeCarbon on against off |
 | `peers` | S2; its other sides are `legacy`, `peer_pgqueuer` and `peer_procrastinate` |
 | `processes` | what runs in a process of its own, and how it is spoken with |
 | `report`, `plot`, `machine` | what comes out |

@@ -15,6 +15,7 @@ from benchmarks import (
     asleep,
     children,
     crew,
+    energy,
     filling,
     growth,
     logs,
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).with_name("results")
 PAPER = 150
 """Columns of the table where there is no terminal."""
 FILL_ROUNDS = 3
-NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S12", "S13")
+NAMES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11", "S12", "S13", "S14")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Plan:
     crew_rows: int
     waking: waking.Size
     waking_on: Sequence[str]
+    energy: int
+    energy_on: Sequence[str]
     python: Path | None = None
     """The interpreter of the predecessor; None: without it."""
 
@@ -106,6 +109,8 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
         yield from crew.measured(place, plan.crews, plan.crew_rows, plan.few_rounds)
     if "S12" in plan.names and place.provider in plan.waking_on:
         yield waking.measured(place, plan.waking)
+    if "S14" in plan.names and place.provider in plan.energy_on:
+        yield from energy.measured(place, plan.energy, plan.few_rounds)
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -135,6 +140,8 @@ def _plan(given: argparse.Namespace) -> Plan:
             crew_rows=2_000,
             waking=waking.Size(2, 1),
             waking_on=PROVIDERS[1:2],
+            energy=2_000,
+            energy_on=PROVIDERS[:1],
             python=python,
         )
     return Plan(
@@ -159,6 +166,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         crew_rows=20_000,
         waking=waking.Size(5, 4),
         waking_on=PROVIDERS,
+        energy=20_000,
+        energy_on=PROVIDERS,
         python=python,
     )
 

@@ -102,8 +102,8 @@ def counting() -> Iterator[Counter[str]]:
     """Counts what every `Experimenter` made meanwhile sends."""
     counts: Counter[str] = Counter()
 
-    def counted(target: Target) -> Any:
-        return Counted(connect(target), counts)
+    def counted(target: Target, *way: Any) -> Any:
+        return Counted(connect(target, *way), counts)
 
     with mock.patch("asyncexp.experimenter.connect", counted):
         yield counts

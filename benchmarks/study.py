@@ -28,7 +28,9 @@ def grid(rows: int, *, indexed: bool = False) -> dict[str, Any]:
     }
 
 
-def experimenter(folder: Path, target: Target, rows: int, *, indexed: bool = False) -> Experimenter:
+def experimenter(
+    folder: Path, target: Target, rows: int, *, indexed: bool = False, energy: bool = False
+) -> Experimenter:
     """Our side, as a user would make it; its files are in `folder`."""
     write_configuration(
         folder,
@@ -40,16 +42,16 @@ def experimenter(folder: Path, target: Target, rows: int, *, indexed: bool = Fal
         n_jobs=1,
     )
     write_credentials(folder, target)
-    return joined(folder)
+    return joined(folder, energy=energy)
 
 
-def joined(folder: Path) -> Experimenter:
+def joined(folder: Path, *, energy: bool = False) -> Experimenter:
     """One more on the files that are in `folder` already."""
     credentials = folder / "credentials.yml"
     return Experimenter(
         folder / "configuration.yml",
         credentials if credentials.exists() else None,
-        use_codecarbon=False,  # what energy costs is a line of its own
+        use_codecarbon=energy,  # what that costs is a line of its own
         logger_name="asyncexp-benchmarks",
         log_level="WARNING",
         log_file=folder / "benchmark.log",

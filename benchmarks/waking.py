@@ -121,7 +121,7 @@ class Commits:
     @asynccontextmanager
     async def noted(self, folder: Path) -> AsyncIterator[Experimenter]:
         """An experimenter whose commits are noted."""
-        with mock.patch("asyncexp.experimenter.connect", lambda target: Noting(connect(target), self)):
+        with mock.patch("asyncexp.experimenter.connect", lambda *way: Noting(connect(*way), self)):
             made = study.joined(folder)
             await made.create_table()  # connects
         try:

@@ -19,7 +19,7 @@ from tests.servers import PostgresServer
 
 ROWS = 50
 TINY = command.Plan(
-    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S12", "S13"}),
+    names=frozenset({"S1", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S12", "S13", "S14"}),
     size=Size(rounds=2, factor=1, rows=ROWS),
     fill=ROWS,
     fill_on=("sqlite",),
@@ -40,8 +40,10 @@ TINY = command.Plan(
     crew_rows=500,
     waking=waking.Size(2, 1, poll_seconds=0.05),
     waking_on=("sqlite",),
+    energy=ROWS,
+    energy_on=("sqlite",),
 )
-ROUNDS = {**dict.fromkeys(("S5", "S6"), command.FILL_ROUNDS), **dict.fromkeys(("S7", "S9", "S10"), 1)}
+ROUNDS = {**dict.fromkeys(("S5", "S6"), command.FILL_ROUNDS), **dict.fromkeys(("S7", "S9", "S10", "S14"), 1)}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,7 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
         *[("S9", 100)] * 3,
         ("S10", 100),
         ("S12", 1),
+        *[("S14", count) for count in (1, 200, 1)],
         ("S13", None),
     ]
     for line in told["lines"]:
@@ -75,7 +78,9 @@ def test_every_line_asked_for_has_its_figures(lines: tuple[list[Line], Path]) ->
         if line["name"] in ("S5", "S6"):
             assert len(line["memory_mb"]["rounds"]) == command.FILL_ROUNDS
             assert line["memory_mb"]["min"] >= 0
-        if line["name"] in ("S9", "S12"):
+        if line["name"] == "S14":
+            assert line["excess"]["of_medians"] == line["ours"]["median"] - line["limit"]["median"]
+        elif line["name"] in ("S9", "S12"):
             assert line["figure"]["of_medians"] == line["ours"]["median"]
             assert line["ours"]["median"] > 0 or line["unit"] == "kB each"
         else:
