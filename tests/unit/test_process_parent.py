@@ -57,7 +57,7 @@ def is_deaf(keyfields, results, custom):
     time.sleep(1000)
 
 async def main():
-    async with Experimenter("configuration.yml", log_file=None) as experimenter:
+    async with Experimenter("configuration.yml", log_file=None, use_codecarbon=False) as experimenter:
         await experimenter.fill_table_from_config()
         summary = await experimenter.execute(globals()[sys.argv[1]], pool="process", grace=float(sys.argv[2]))
         print(summary.done, summary.paused, summary.released, summary.stopped_by)

@@ -80,7 +80,7 @@ def statuses():
     print(*sorted({status for status, in connection.execute("SELECT status FROM experiments")}), flush=True)
     connection.close()
 
-experimenter = PyExperimenter("configuration.yml")
+experimenter = PyExperimenter("configuration.yml", use_codecarbon=False)
 experimenter.fill_table_from_config()
 """
 
