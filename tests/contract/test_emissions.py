@@ -367,4 +367,5 @@ async def test_an_outage_costs_no_row_and_doubles_none(
     monkeypatch.setattr(session.study.db, "run", landed_unheard)
     await experimenter.execute(done)
     assert not left
+    await experimenter.aclose()  # a call does not wait for rows while the database is away; closing does
     assert await pairs(target) == [(1, 1), (2, 1), (3, 1)]
