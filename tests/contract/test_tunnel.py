@@ -377,7 +377,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asyncexp.tunnel.KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("asyncexp.tunnel.opening.KEEPALIVE_SECONDS", 0.2)
     ran, proxy = shared.seen(), Proxy(Target("postgresql", "", HOST, ssh.port))
     async with proxy:
         way = ssh.connection(port=proxy.target.port)
@@ -447,7 +447,7 @@ async def test_signs_of_life_pass_while_the_event_loop_is_blocked(
 async def test_a_server_that_says_nothing_is_given_up(
     ssh: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncexp.tunnel.OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("asyncexp.tunnel.opening.OPEN_SECONDS", 0.5)
     async with Proxy(Target("postgresql", "", HOST, ssh.port)) as proxy:
         proxy.stall()
         message = await refused(tmp_path, ssh.connection(port=proxy.target.port))
