@@ -31,7 +31,7 @@ class Size:
 
 def rows(provider: str, at_once: int, factor: int) -> int:
     """Few where a server's disk has to confirm every single one."""
-    turns = {1: 500, 10: 200, 50: 60, 200: 20} if provider == "sqlite" else {1: 40, 10: 20, 50: 20, 200: 12}
+    turns = {1: 500, 10: 200, 50: 60, 200: 20} if provider == "sqlite" else {1: 40, 10: 20, 50: 60, 200: 30}
     return at_once * turns[at_once] * factor
 
 

@@ -45,12 +45,11 @@ PLANNER = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
-    "plan_cache_mode": "force_generic_plan",
 }
 """For transactions, which write, and for a connection that has sent one as a single statement. A claim takes the first
 few rows of an index, and looks each up by its ID. The planner does not know how few (a parameter), nor, until the
 server next counts, that there are many: it would read and sort them all, or read the table, or compile what is over in
-a millisecond. Left to itself it plans the first five times anew, which takes longer than to do it."""
+a millisecond."""
 LIMIT_SECONDS = 30.0
 """The limit on a call for which a connection is set up; others cost a statement more."""
 
