@@ -102,7 +102,7 @@ def _of_place(plan: Plan, place: Place) -> Iterator[Line]:
     if "S7" in plan.names and place.provider in plan.sizes_on:
         yield from growth.measured(place, plan.sizes, plan.few_rounds)
     if "S8" in plan.names:
-        yield logs.measured(place, plan.log_lines, plan.rounds)
+        yield from logs.measured(place, plan.log_lines, plan.rounds)
     if "S9" in plan.names and place.provider in plan.asleep_on:
         yield from asleep.measured(place, plan.asleep, plan.few_rounds, plan.beats)
     if "S10" in plan.names and place.provider in plan.crew_on:
@@ -121,12 +121,12 @@ def _plan(given: argparse.Namespace) -> Plan:
         return Plan(
             names=names,
             size=throughput.Size(3, 1),
-            fill=50_000,
+            fill=25_000,
             fill_on=PROVIDERS[:2],
-            log_lines=20_000,
+            log_lines=15_000,
             child_rows=2_000,
             cold_rounds=0,
-            table=50_000,
+            table=25_000,
             peer_rows=200,
             queues=peers.Size(1, 4_000, {"pgqueuer": (200,), "procrastinate": (50,)}),
             few_rounds=1,
@@ -138,9 +138,9 @@ def _plan(given: argparse.Namespace) -> Plan:
             crews=(1, 2),
             crew_on=PROVIDERS[1:2],
             crew_rows=2_000,
-            waking=waking.Size(2, 1),
+            waking=waking.Size(1, 1),
             waking_on=PROVIDERS[1:2],
-            energy=2_000,
+            energy=1_000,
             energy_on=PROVIDERS[:1],
             python=python,
         )

@@ -1,7 +1,9 @@
-"""S8: log lines a second of one worker."""
+"""S8: log lines a second of one worker, sent one by one or many in a call."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +11,40 @@ from asyncexp import ResultProcessor
 from asyncexp.db.base import Target
 from benchmarks import bare, study
 from benchmarks.places import Place
-from benchmarks.rounds import Line, Stopwatch, in_turns
+from benchmarks.rounds import Line, Stopwatch, all_in_turns
 
 EXPERIMENTS = 10
 BATCH = 5_000
 TABLE = f"{study.TABLE}__steps"
+A_CALL = (1, 100)
+"""Lines in each call."""
 COLUMNS = ("experiment_id", "timestamp", "step", "loss", "_attempt")
 
 
-def measured(place: Place, lines: int, rounds: int) -> Line:
-    """Ten experiments at once, one line a call, until all is committed; against batches that lie ready."""
-    limit, ours = in_turns(rounds, lambda: _limit(place, lines), lambda: _ours(place, lines))
-    what = "process_logs, a line a call"
-    return Line("S8", what, "rows/s", limit, ours, place.shown, EXPERIMENTS, 0.5, 0.8, facts={"rows": lines})
+def measured(place: Place, lines: int, rounds: int) -> Iterator[Line]:
+    """Ten experiments at once, until all is committed; against batches that lie ready."""
+    sides: dict[int, Callable[[], float]] = {a_call: partial(_ours, place, lines, a_call) for a_call in A_CALL}
+    taken = all_in_turns(rounds, {0: lambda: _limit(place, lines), **sides})
+    for a_call in A_CALL:
+        what = f"process_logs, {a_call} {'line' if a_call == 1 else 'lines'} a call"
+        yield Line(
+            "S8", what, "rows/s", taken[0], taken[a_call], place.shown, EXPERIMENTS, 0.5, 0.8, facts={"rows": lines}
+        )
 
 
-def _ours(place: Place, lines: int) -> float:
+def _ours(place: Place, lines: int, a_call: int) -> float:
     with place.empty() as (folder, target):
         study.prepared(folder, target, 2 * EXPERIMENTS)
-        seconds = study.run(_logging(folder, target, lines // EXPERIMENTS))
+        seconds = study.run(_logging(folder, target, lines // EXPERIMENTS, a_call))
         _prove(target, lines)
         return lines / seconds
 
 
-async def _logging(folder: Path, target: Target, each: int) -> float:
+async def _logging(folder: Path, target: Target, each: int, a_call: int) -> float:
     async def experiment(_: dict[str, Any], results: ResultProcessor, __: dict[str, Any]) -> None:
-        for step in range(each):
-            await results.process_logs({"steps": {"step": step, "loss": step / 7}})
+        for first in range(0, each, a_call):
+            steps = [{"step": step, "loss": step / 7} for step in range(first, min(first + a_call, each))]
+            await results.process_logs({"steps": steps if a_call > 1 else steps[0]})
 
     watch = Stopwatch()
     async with study.experimenter(folder, target, 2 * EXPERIMENTS) as made:
