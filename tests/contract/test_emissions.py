@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from asyncexp import Experimenter, ExperimentStatus, ResultProcessor, emissions
+from asyncexp import Experimenter, ExperimentStatus, ResultProcessor
 from asyncexp.db.base import Outage, Target, Transaction
+from asyncexp.emissions import measuring
 from asyncexp.energy import Energy
 from asyncexp.store import energy
 from asyncexp.store.study import Study
@@ -34,7 +35,7 @@ Keys = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emissions, "WARM_UP_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "WARM_UP_AFTER_SECONDS", 0.0)
 
 
 def energy_of(experimenter: Experimenter) -> Energy:

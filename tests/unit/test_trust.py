@@ -24,7 +24,7 @@ PLACES = {
     "config/keywords.py: import_module": "`retry_on` of the configuration, which may name any exception class",
     "__init__.py: import_module": "the public names, of a table of its own",
     "db/__init__.py: import_module": "the backend, of a table of its own",
-    "emissions.py: import_module": "modules of codecarbon, of a list of its own",
+    "emissions/tracker.py: import_module": "modules of codecarbon, of a list of its own",
 }
 """Each place and where what it loads comes from; the database is none of them."""
 
