@@ -44,7 +44,7 @@ class Energy:
             _call(me, lambda energy: energy._store(rows, facts))
 
         self._account: Account = Account(Settings(given), logger, deliver, partial(_say, logger))
-        self._leave = weakref.finalize(self, self._account.leave)
+        self._leave = weakref.finalize(self, self._account.forget)
         self._account.join()
 
     @property
@@ -69,7 +69,8 @@ class Energy:
             elif (rows := self._account.unmeasured()) is not None and not self._account.off:
                 self._store_unmeasured(rows)
         except TimeoutError:
-            self._account.give_up(TimeoutError(f"its measurement takes longer than {SETTLE_SECONDS:g} s"))
+            if not self._account.waited_for_another:
+                self._account.give_up(TimeoutError(f"its measurement takes longer than {SETTLE_SECONDS:g} s"))
         finally:
             self._account.rest()
         if self._writing and self._writer.away is None:

@@ -46,10 +46,14 @@ class Account:
         self.active = 0
         """Calls under way whose experiments are measured."""
         self._meter = meter()
+        self._starts = 0
 
     def join(self) -> None:
         """Begins to measure; warms up in the thread if need be."""
-        self._meter.join(self)
+        try:
+            self._meter.join(self)
+        except RuntimeError as failure:  # the machine starts no more threads
+            self.give_up(failure)
 
     def begin(self) -> None:
         """Experiments are about to run."""
@@ -71,8 +75,14 @@ class Account:
         """
         if not self.ready or self.off:
             return False
+        self._starts = self._meter.starts
         self._meter.settle(done)
         return True
+
+    @property
+    def waited_for_another(self) -> bool:
+        """Whether another worker's tracker kept the thread busy with its start since the last `settle`."""
+        return self._meter.starts != self._starts or self._meter.starts % 2 == 1
 
     def give_up(self, why: BaseException) -> None:
         """Measures no more; from any thread."""
@@ -83,9 +93,13 @@ class Account:
 
     def leave(self) -> Columns | None:
         """Measures no more; rows of attempts that have ended and were never settled, if there are any."""
+        self.forget()
+        return self.unmeasured()
+
+    def forget(self) -> None:
+        """Measures no more, and nobody asks for rows; from any thread, whatever that is in the midst of."""
         self.off = True
         self._meter.leave(self)
-        return self.unmeasured()
 
     def unmeasured(self) -> Columns | None:
         """Rows of attempts that have ended and were never settled, if there are any; mostly only how long they took."""

@@ -33,13 +33,11 @@ class Spent:
         return Spent(*(max(0.0, a - b) for a, b in zip(self._all, before._all, strict=True)))
 
     def plus(self, other: Spent, share: float, of_cpu: float) -> Spent:
-        """And so much of another; of its CPU's, `of_cpu`."""
-        return Spent(
-            self.cpu + other.cpu * of_cpu,
-            self.gpu + other.gpu * share,
-            self.ram + other.ram * share,
-            self.kilograms + other.kilograms * share,
-        )
+        """And so much of another; of its CPU's, `of_cpu`. Emissions follow the energy of all three."""
+        cpu, gpu, ram = other.cpu * of_cpu, other.gpu * share, other.ram * share
+        energy = other.cpu + other.gpu + other.ram
+        of_all = (cpu + gpu + ram) / energy if energy else share
+        return Spent(self.cpu + cpu, self.gpu + gpu, self.ram + ram, self.kilograms + other.kilograms * of_all)
 
     def rates(self, seconds: float, *, emissions: bool) -> Rates:
         """The same a second; emissions only if they can be told."""

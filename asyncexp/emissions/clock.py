@@ -28,16 +28,33 @@ class Clock:
     """Reads CPU times; they never run backwards."""
 
     def __init__(self) -> None:
-        self._highest: dict[int, float] = {}
+        self._told: dict[int, float] = {}
+        self._gone: dict[int, float] = {}
+        """What is missing for good, of each process."""
+        self._behind: set[int] = set()
+        """Those of which something was missing at the last look."""
 
     def read(self) -> Reading:
         at = time.monotonic()
         trees: dict[int, float] = {}
         me = os.getpid()
         own = time.process_time() + sum(os.times()[2:4]) + sum(_tree(pid, trees) for pid in _children(me))
-        # Who dies between two looks is missing until its parent has it in its own account.
-        self._highest = {pid: max(seconds, self._highest.get(pid, 0.0)) for pid, seconds in {**trees, me: own}.items()}
-        return Reading(at, busy_seconds(), self._highest[me], self._highest)
+        self._told = {pid: self._forward(pid, seconds) for pid, seconds in {**trees, me: own}.items()}
+        self._gone = {pid: seconds for pid, seconds in self._gone.items() if pid in self._told}
+        self._behind &= self._told.keys()
+        return Reading(at, busy_seconds(), self._told[me], self._told)
+
+    def _forward(self, pid: int, seconds: float) -> float:
+        told, now = self._told.get(pid, 0.0), seconds + self._gone.get(pid, 0.0)
+        if now >= told:
+            self._behind.discard(pid)
+            return now
+        # Who dies between two looks is missing until its parent has it in its own account. Who is missing at a second
+        # look stays so: an orphan, whose parent was killed. What is used from here on is not to be hidden by that.
+        if pid in self._behind:
+            self._gone[pid] = told - seconds
+        self._behind.add(pid)
+        return told
 
 
 def busy_seconds() -> float:

@@ -67,7 +67,7 @@ def problems(given: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
             "emissions of its electricity; without both, energy is recorded and emissions are not",
         )
     known = countries() if code is not None else {}
-    if known and code not in known:
+    if known and not (isinstance(code, str) and code in known):
         yield "country_iso_code", f"CodeCarbon knows no country {code!r}; {_nearest_country(str(code), known)}"
 
 

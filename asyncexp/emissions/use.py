@@ -42,6 +42,8 @@ class Use:
     counted = 0.0
     """Seconds of CPU that are shared out already."""
     spent = NOTHING
+    was_seen = False
+    """A reading found it running: what it used is told from there on, and not by how long it took."""
     was_measured = False
 
     def __init__(self, meter: Meter, account: Account, key: Key) -> None:

@@ -9,6 +9,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 
 from asyncexp import Experimenter, ExperimentStatus, ResultProcessor
 from asyncexp.db.base import Outage, Target, Transaction
-from asyncexp.emissions import measuring
+from asyncexp.emissions import Settings, Tracker, measuring
+from asyncexp.emissions.amounts import NOTHING, Spent
 from asyncexp.energy import Energy
 from asyncexp.store import energy
 from asyncexp.store.study import Study
@@ -28,6 +30,7 @@ from tests.contract.shared import Shared
 from tests.contract.sql import fetch as sql
 from tests.contract.support import child, eventually, numbers
 from tests.contract.test_rescue import began, keywords
+from tests.studies import experimenter as new_experimenter
 
 GERMAN = {"country_iso_code": "DEU"}
 Keys = dict[str, Any]
@@ -129,6 +132,49 @@ async def test_two_calls_at_once_share_the_same_whole(make: Make) -> None:
     table = await rows_of(experimenter)
     assert sorted(table["experiment_id"]) == list(range(1, 9))
     assert 0 < table["energy_consumed_kw"].sum() <= measured(experimenter)
+
+
+async def measured_meanwhile(tracker: Tracker, last: asyncio.Future[Any]) -> Spent:
+    """What it measures, every second as codecarbon does, until that is done."""
+    total = NOTHING
+    while not last.done():
+        await asyncio.wait([last], timeout=1.0)
+        total = total.plus(tracker.measure(), 1.0, 1.0)
+    return total
+
+
+@pytest.mark.parametrize("provider", ["sqlite"])
+async def test_two_workers_of_one_machine_together_have_no_more_than_one_tracker_measures(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker's own tracker measures the whole machine: if they did not share it, they would have about twice that.
+
+    RAM is told as so many watts: there the bound is sharp. Power of the CPU is told from its load since a tracker's
+    last measurement; each has them at moments of its own, so there a tenth is left for that.
+    """
+    monkeypatch.chdir(tmp_path)
+    study: dict[str, Any] = {"keyfields": numbers(6), "codecarbon": GERMAN, "n_jobs": 1}
+    async with new_experimenter(tmp_path, target, **study) as experimenter:
+        await experimenter.fill_table_from_config()
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(child("energy", tmp_path, target, **study)) for _ in range(2)]
+        tracker = stack.enter_context(closing(Tracker(Settings(GERMAN), logging.getLogger("asyncexp-tests"))))
+        tracker.open()
+        assert [await worker.told() for worker in workers] == ["ready", "ready"]
+        tracker.measure()
+        await asyncio.gather(*(worker.tell() for worker in workers))
+        summaries = asyncio.gather(*(worker.told() for worker in workers))
+        whole = await measured_meanwhile(tracker, summaries)
+        done = [summary["done"] for summary in await summaries]
+        assert [await worker.ended() for worker in workers] == [0, 0]
+    assert sum(done) == 6
+    assert min(done) > 0
+    columns = "COUNT(*), COUNT(energy_consumed_kw), SUM(ram_energy_kw), SUM(energy_consumed_kw), SUM(emissions_kg)"
+    [(rows, known, ram, energies, kilograms)] = await sql(target, f'SELECT {columns} FROM "experiments_codecarbon"')
+    assert (rows, known) == (6, 6)
+    assert 0 < ram <= whole.ram * 1.01
+    assert 0 < energies <= (whole.cpu + whole.gpu + whole.ram) * 1.1
+    assert 0 < kilograms <= whole.kilograms * 1.1
 
 
 async def test_without_a_country_emissions_are_null(make: Make) -> None:
@@ -301,6 +347,39 @@ async def test_a_tracker_that_hangs_while_it_starts_is_not_waited_for(
     assert [(row[0], row[1], bool(row[2])) for row in await sql(target, rows)] == [
         (number, None, True) for number in (1, 2, 3, 4)
     ]
+
+
+@pytest.mark.in_process_only("whose tracker it is that starts slowly is told by the order of two workers")
+async def test_another_workers_tracker_that_starts_slowly_costs_nobody_his_energy(
+    make: Make,
+    target: Target,
+    caplog: pytest.LogCaptureFixture,
+    stuck: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asyncexp.energy.SETTLE_SECONDS", 0.2)
+    experimenter, other = await warm(make, 4), make(codecarbon=GERMAN, keyfields=numbers(4))
+    opens, begun = Tracker.open, threading.Event()
+
+    def slowly(tracker: Tracker) -> None:
+        begun.set()
+        stuck.wait()
+        opens(tracker)
+
+    monkeypatch.setattr(Tracker, "open", slowly)
+    await other.execute(nothing, max_experiments=0)
+    await eventually(begun.is_set)
+    assert (await experimenter.execute(done)).done == 4
+    assert warnings_of(caplog) == []
+    assert not energy_of(experimenter)._account.off
+    stuck.set()
+    account = energy_of(other)._account
+    await eventually(lambda: account.ready)
+    await eventually(lambda: has_rows(target, 4))
+
+
+async def has_rows(target: Target, count: int) -> bool:
+    return len(await pairs(target)) == count
 
 
 async def test_without_codecarbon_there_is_a_line_and_everything_else(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import psutil
 import pytest
 
 from asyncexp import config, emissions
-from asyncexp.emissions import Account, Clock, Reading, Settings, Tracker, Use, shared
+from asyncexp.emissions import Account, Clock, Columns, Reading, Settings, Tracker, Use, measuring, shared
+from asyncexp.emissions.amounts import NOTHING, Spent
 from asyncexp.errors import InvalidConfigError
 from tests.unit.test_config_errors import BASE
 
@@ -44,6 +47,7 @@ def written(folder: Path, *lines: str) -> Path:
         (["country_iso_code: Frence"], "15:23", "did you mean 'FRA' (France)?"),
         (["country_iso_code: UK"], "15:23", "did you mean 'GBR' (United Kingdom)?"),
         (["country_iso_code: 49"], "15:23", "no country 49; it takes the three letters"),
+        (["country_iso_code: [DEU]"], "15:5", "no country ['DEU']; did you mean 'DEU' (Germany)?"),
         (["offline_mode: maybe"], "15:19", "offline_mode must be true or false, not 'maybe'"),
         (["offline_mode: 'false'"], "15:19", "offline_mode must be true or false, not 'false'"),
     ],
@@ -147,6 +151,12 @@ def test_nothing_used_is_nothing_shared(account: Account) -> None:
     assert shared(reading(0, 0, 0), reading(1, 1, 1), [])[0] == []
 
 
+def test_emissions_follow_energy_where_the_cpus_is_shared_otherwise_than_the_rest() -> None:
+    part = NOTHING.plus(Spent(cpu=3.0, ram=1.0, kilograms=8.0), share=0.25, of_cpu=0.5)
+    assert part == Spent(cpu=1.5, ram=0.25, kilograms=3.5)
+    assert NOTHING.plus(Spent(kilograms=8.0), share=0.25, of_cpu=0.5) == Spent(kilograms=2.0)
+
+
 BURNS = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\nsys.stdin.read()"
 
 
@@ -167,6 +177,29 @@ def test_cpu_times_are_those_of_a_process_and_of_all_below_it_living_and_dead() 
     after = clock.read()
     assert process.pid not in after.trees
     assert after.own >= now.own
+
+
+def burn(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_what_an_orphan_had_used_does_not_hide_what_is_used_after_it_has_gone() -> None:
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURNS!r}])"
+    clock = Clock()
+    process = subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    with_it = clock.read()
+    process.kill()
+    process.wait()
+    without = [clock.read(), clock.read()]
+    burn(0.1)
+    after = clock.read()
+    process.communicate()
+    assert with_it.own <= without[0].own <= without[1].own
+    assert 0.09 <= after.own - without[1].own < 0.28
 
 
 def test_the_cpu_time_of_a_thread_is_told_while_it_runs_and_when_it_has_ended(account: Account) -> None:
@@ -274,6 +307,179 @@ def test_a_tracker_that_does_not_start_says_why(open_tracker: Any, folder: Path)
     (folder / ".codecarbon.config").write_text("[codecarbon]\noutput_dir=nowhere\n")
     with pytest.raises(RuntimeError, match="nowhere"):
         open_tracker()
+
+
+# ------------------------------------------------------------------------------------ the measuring thread
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def join(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes workers' accounts for which the thread measures."""
+    monkeypatch.setattr(measuring, "WARM_UP_AFTER_SECONDS", 0.0)
+    joined: list[Account] = []
+
+    def made(deliver: Callable[[Columns, Any], None], **given: Any) -> Account:
+        account = Account(Settings(given), LOGGER, deliver, lambda why: None)
+        joined.append(account)
+        account.join()
+        wait_for(lambda: account.ready or account.off)
+        assert account.ready
+        return account
+
+    wait_for(lambda: emissions.meter()._thread is None)
+    yield made
+    for account in joined:
+        account.leave()
+    wait_for(lambda: emissions.meter()._thread is None)
+
+
+def settle(account: Account) -> None:
+    done = threading.Event()
+    assert account.settle(done.set)
+    assert done.wait(30.0)
+
+
+def begun(account: Account, attempt: int = 1) -> Use:
+    use = account.use((1, attempt))
+    assert use is not None
+    use.begin()
+    return use
+
+
+def test_what_was_spent_before_the_first_reading_is_in_no_row(join: Any) -> None:
+    tables: list[Columns] = []
+    account = join(lambda rows, facts: tables.append(rows), measure_power_secs=600)
+    settle(account)
+    use = begun(account)
+    time.sleep(0.3)  # it lives, and nobody measures
+    account.active = 1
+    settle(account)
+    before = account.tracker._before
+    use.end(kept=True)
+    settle(account)
+    spent = account.tracker._before.since(before)
+    [[_, _, [seconds], *rates, _]] = tables
+    cpu, gpu, ram = (rate[0] if isinstance(rate, list) else rate for rate in rates)
+    assert seconds >= 0.3
+    assert 0.0 <= (cpu + gpu + ram) * seconds <= (spent.cpu + spent.gpu + spent.ram) * 1.000_001
+
+
+def test_a_file_that_cannot_be_written_costs_no_row(join: Any, folder: Path) -> None:
+    (folder / "taken").write_text("")
+    tables: list[Columns] = []
+    account = join(lambda rows, facts: tables.append(rows), save_to_file=True, output_dir=str(folder / "taken"))
+    account.begin()
+    settle(account)
+    in_a_task, in_a_thread = begun(account, 1), begun(account, 2)
+    with in_a_thread.in_this_thread():
+        burn(0.01)
+    for use in (in_a_task, in_a_thread):
+        use.end(kept=True)
+    settle(account)
+    attempts = [rows[1] for rows in tables]
+    assert sorted(each for some in attempts for each in (some if isinstance(some, list) else [some])) == [1, 2]
+    assert isinstance(account.failure, FileExistsError | NotADirectoryError)
+
+
+def test_after_a_fault_in_the_thread_the_next_worker_is_measured(join: Any) -> None:
+    def fails(rows: Columns, facts: Any) -> None:
+        raise RuntimeError("cannot be taken")
+
+    account = join(fails)
+    account.begin()
+    begun(account).end(kept=True)
+    account.settle(lambda: None)
+    wait_for(lambda: account.off and account.is_over)
+    assert str(account.failure) == "cannot be taken"
+    settle(join(lambda rows, facts: None))
+
+
+def test_where_no_thread_can_be_started_energy_is_given_up_and_the_next_worker_tries_again(join: Any) -> None:
+    why: list[BaseException] = []
+    account = Account(Settings({}), LOGGER, lambda rows, facts: None, why.append)
+    size = threading.stack_size(1 << 47)  # more than there is
+    try:
+        account.join()
+    finally:
+        threading.stack_size(size)
+    assert account.off
+    assert ["thread" in str(each) for each in why] == [True]
+    settle(join(lambda rows, facts: None))
+
+
+REENTERED = """
+    import logging, sys, threading, time
+    from asyncexp.emissions import Account, Settings, measuring
+    measuring.WARM_UP_AFTER_SECONDS = 0.0
+    def made():
+        return Account(Settings({}), logging.getLogger("quiet"), lambda rows, facts: None, lambda why: print(repr(why)))
+    gone, account = made(), made()
+    def trace(frame, event, _):
+        if frame.f_code.co_filename in (measuring.__file__, threading.__file__):
+            gone.forget()
+            return trace
+    threading.settrace(trace)
+    account.join()
+    threading.settrace(None)
+    while not account.ready:
+        time.sleep(0.01)
+    for _ in range(3):
+        done = threading.Event()
+        account.settle(done.set)
+        done.wait()
+    print("settled")
+"""
+
+
+def test_a_worker_may_be_collected_as_garbage_at_any_line_of_the_thread(folder: Path) -> None:
+    """Its finaliser runs in whatever thread, and inside of whatever lock, that collects it."""
+    told = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(REENTERED)], capture_output=True, text=True, timeout=50, cwd=folder
+    )
+    assert (told.stdout, told.returncode) == ("settled\n", 0), told.stderr
+
+
+FORKED = """
+    import logging, os, sys, threading, time
+    from asyncexp.emissions import Account, Settings
+    account = Account(Settings({}), logging.getLogger("quiet"), lambda rows, facts: None, lambda why: None)
+    held = threading.Event()
+    def holds():
+        with account._meter._lock:
+            held.set()
+            threading.Event().wait()
+    threading.Thread(target=holds, daemon=True).start()
+    held.wait()
+    pid = os.fork()
+    if not pid:
+        account.leave()
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_forked_child_forgets_its_parents_worker_whatever_the_thread_was_at(folder: Path) -> None:
+    # In a group of its own: a child that hangs is to be ended with its parent.
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKED)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        start_new_session=True,
+    )
+    try:
+        assert process.communicate(timeout=20)[0] == "7\n"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 # ------------------------------------------------------------------------------------ nothing goes outside
