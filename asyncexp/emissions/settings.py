@@ -73,12 +73,17 @@ def problems(given: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
 
 def _nearest_country(code: str, known: Mapping[str, str]) -> str:
     by_name = {name.casefold(): code for code, name in known.items()}
+    begins = [found for name, found in by_name.items() if name.startswith(code.casefold())]
     if (upper := code.upper()) in known or upper in _OTHER_CODES:
         meant = _OTHER_CODES.get(upper, upper)
+    elif len(begins) == 1:
+        [meant] = begins
     elif names := difflib.get_close_matches(code.casefold(), by_name, n=1, cutoff=0.75):
         meant = by_name[names[0]]
     elif codes := difflib.get_close_matches(upper, known, n=20, cutoff=0.5):
-        meant = max(codes, key=lambda each: (upper[:2] == each[:2], upper[:1] == each[:1]))
+        named = [known[each].casefold().startswith(code.casefold()) for each in codes]
+        alike = zip(((upper[:2] == each[:2], upper[:1] == each[:1]) for each in codes), named, codes, strict=True)
+        meant = max(alike, key=lambda each: each[:2])[2]
     else:
         return "it takes the three letters of ISO 3166, such as DEU, FRA or USA"
     return f"did you mean {meant!r} ({known[meant]})?"
