@@ -83,7 +83,7 @@ async def _flush_counted(
     names = _names(units)
     flags = bool(names) and any(unit.end for unit in units)
     rows = list(_rows(names, units, flags=flags))
-    text = _join(study, names, rows, flags=flags).replace(":runs_as", str(worker.runs_as))
+    text = _join(study, worker, names, rows, flags=flags)
     matched = await tx.execute(study.rendered(text), [value for row in rows for value in row])
     if matched != len(units):
         raise NotAllHeld
@@ -165,10 +165,11 @@ def _write(study: Study, shape: Shape) -> str:
     )
 
 
-def _join(study: Study, names: Sequence[str], rows: Sequence[tuple[Any, ...]], *, flags: bool) -> str:
+def _join(study: Study, worker: Worker, names: Sequence[str], rows: Sequence[tuple[Any, ...]], *, flags: bool) -> str:
     """The same UPDATE where a list of rows is a derived table; that comes first, or all running rows might be read."""
     sent = _name(study, "sent")
-    table = f'{study.main} ON "ID" = {sent}."_sent0" AND {fence(sent)}'
+    holds = fence(sent).replace(":runs_as", str(worker.runs_as))
+    table = f'{study.main} ON "ID" = {sent}."_sent0" AND {holds}'
     return f"UPDATE {derived(sent, '_sent', rows)} STRAIGHT_JOIN {table} SET {_sets(study, names, sent, flags=flags)}"
 
 
