@@ -41,9 +41,9 @@ FEW_BYTES = 100_000
 FLUSH_LIMIT_SECONDS = 30.0
 FIRST_WAIT_SECONDS = 0.05
 MANY_CALLS = 64
-"""Answers to so many calls are told in two halves, where a flush is one trip."""
+"""Answers to so many calls are told in two parts, where a flush is one trip."""
 REST_SECONDS = 0.002
-"""The second half waits so long at most for what comes of the first."""
+"""The second part waits so long at most for what comes of the first."""
 
 Claimed = list[Experiment] | None
 """None: the outcome was lost and has been undone; ask again."""
