@@ -185,7 +185,7 @@ def _words(known: Sequence[str]) -> type[list[str]]:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description="asyncexp against its limits, in the same run")
-    parser.add_argument("--quick", action="store_true", help="the short form: a minute or little more on two idle cores")
+    parser.add_argument("--quick", action="store_true", help="the short form: a minute or little more on two cores")
     parser.add_argument("--only", type=_words(NAMES), metavar="S1,S3,…", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--databases", type=_words(PROVIDERS), default=list(PROVIDERS), metavar="sqlite,…")
     parser.add_argument("--json", type=Path, help="where the figures go (default: benchmarks/results/)")
