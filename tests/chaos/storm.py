@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,8 @@ OPEN_ROWS, FILLED_AT_ONCE = 60, 40
 FEED_SECONDS, SAMPLE_SECONDS = 0.5, 1.0
 FINISH_SECONDS = 180.0
 """So long the workers may take to finish when the storm is over."""
+TELL_SECONDS = 1.0
+"""So long a worker that is late has to tell where it is."""
 LEFT_SECONDS = 30.0
 """So long processes and connections may take to end after that."""
 
@@ -178,9 +181,11 @@ class Storm:
         if await workers.finish(FINISH_SECONDS):
             await self._look()
             await workers.run_once(self._post(last), FINISH_SECONDS)
-        late = [life.log.name for life in workers.living]
-        if late:
-            self.outcome.violations.append(f"not finished within {FINISH_SECONDS:g} s: {', '.join(late)}")
+        for life in workers.living:
+            for which in (signal.SIGUSR1, signal.SIGUSR2):
+                life.strike(which)
+            await asyncio.sleep(TELL_SECONDS)
+            self.outcome.violations.append(f"not finished within {FINISH_SECONDS:g} s: {life.where()}")
 
     async def _look_around(self) -> None:
         violations = self.outcome.violations

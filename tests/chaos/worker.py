@@ -1,15 +1,18 @@
 """One worker of the storm, as a process of its own: its arguments are its configuration, credentials and role (JSON).
 
 With `machine` it takes itself for one on a machine of its own, so that only its lease tells others that it is dead.
-With `limit_seconds` an answer counts as lost after so long; its link is a bad one.
+With `limit_seconds` an answer counts as lost after so long; its link is a bad one. At SIGUSR1 it tells where each of
+its threads is, at SIGUSR2 each of its tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +21,7 @@ from typing import Any
 import asyncexp.provenance
 import asyncexp.writer
 from asyncexp import Experimenter
+from asyncexp.db import whole
 from asyncexp.db.whole import WholeDatabase
 from tests.chaos.experiments import as_task, plainly
 
@@ -46,7 +50,15 @@ def _pretend(role: Role) -> None:
             call.__kwdefaults__ = dict(call.__kwdefaults__ or {}, limit_seconds=limit)
 
 
+def _tell_tasks() -> None:
+    for task in [*asyncio.all_tasks(), *whole._unseen]:
+        if not task.done():
+            task.print_stack()
+
+
 async def main() -> None:
+    faulthandler.register(signal.SIGUSR1)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _tell_tasks)
     configuration, credentials, packed = sys.argv[1:]
     role = Role(**json.loads(packed))
     _pretend(role)

@@ -25,6 +25,8 @@ ENDS_BY = {signal.SIGKILL, signal.SIGTERM}
 UNSEEMLY = ("Traceback", "Exception ignored", "never retrieved")
 FROM_ASYNCPG = "Future exception was never retrieved\nfuture: <Future finished exception=ConnectionDoesNotExistError"
 """asyncpg leaves it behind when the session is ended between two parts of a COPY, whose caller gets another error."""
+TOLD_CHARACTERS = 6_000
+"""Of what a worker that does not end has said."""
 LONGEST_PAUSE_SECONDS = 0.8
 """Before a worker that ended is replaced."""
 
@@ -77,6 +79,15 @@ class Life:
             return psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+
+    def where(self) -> str:
+        """What a worker that does not end is at: its state, and the last it said, which is where its threads are."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            below = [(child.pid, child.status(), child.cmdline()[:4]) for child in self.descendants()]
+            said = self.log.read_text(errors="replace")[-TOLD_CHARACTERS:]
+            return f"{self.log.name} ({process.status()}, {process.cpu_times()}, {below}): {said}"
+        return f"{self.log.name} (gone)"
 
     def complaint(self) -> str | None:
         """What is wrong with how it ended, if anything is."""
