@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, SupportsInt
 
@@ -46,6 +47,50 @@ class Experiment:
     keyfields: Mapping[str, Any]
     continues: str | None = None
     """`"created"` or `"paused"` if an earlier attempt's results and logs are carried on, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An experiment under way; times are naive UTC."""
+
+    id: int
+    keyfields: Mapping[str, Any]
+    attempt: int
+    worker: int | None
+    """The ID of the worker that runs it."""
+    started: datetime | None
+    """When it began; None while it waits for a free child process."""
+    heartbeat: datetime | None
+    """Its function's last sign of life, as far as that is known."""
+    progress: float | None
+    """A fraction, as told by `heartbeat`."""
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An experiment that ended in error."""
+
+    id: int
+    attempt: int
+    line: str
+    """The last line of its traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the calls of `execute` on an `Experimenter` are at, as this process knows without asking the database."""
+
+    running: tuple[Running, ...]
+    """Those that began first come first."""
+    failures: tuple[Failure, ...]
+    """The latest, of the calls under way; at most 100 of each."""
+    away_seconds: float | None
+    """For how long the database has not answered; None while it does."""
+    beat_seconds: float | None
+    """How old the worker's latest sign of life is; None before the first."""
+    lease_seconds: float
+    """At that age others take the worker for dead."""
 
 
 StoppedBy = Literal["SIGINT", "SIGTERM", "stop", "cancelled", "max_errors", "outage"]

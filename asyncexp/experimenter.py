@@ -29,15 +29,15 @@ from asyncexp.errors import (
     unknown,
 )
 from asyncexp.execution import Call, perform
-from asyncexp.experiment import ExperimentId, ExperimentStatus, Summary
+from asyncexp.experiment import ExperimentId, ExperimentStatus, Snapshot, Summary
 from asyncexp.pools.base import check_function, lineage
 from asyncexp.results import ResultProcessor, SyncResultProcessor
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
-from asyncexp.store import life, migrate, read, rows, setup
+from asyncexp.store import life, look, migrate, read, rows, setup
 from asyncexp.store import workers as worker_rows
 from asyncexp.store.claim import Wanted
-from asyncexp.store.fill import Filled, KeyRow
+from asyncexp.store.fill import Filled, KeyRow, Preview, preview
 from asyncexp.store.rows import fill_rows
 from asyncexp.store.study import Condition, Study, statuses
 from asyncexp.tables import frame
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from asyncexp.config.models import Configuration, ExecutionConfig, SshConfig
-    from asyncexp.store.read import ErrorGroup
+    from asyncexp.store.look import Overview
+    from asyncexp.store.read import ErrorGroup, PastAttempt
     from asyncexp.store.workers import WorkerInfo
     from asyncexp.tunnel import Tunnel
 
@@ -316,6 +317,17 @@ class Experimenter:
         session.unprepared()
         await session.prepare(make=True)
 
+    async def preview_migration(self) -> dict[str, list[str]]:
+        """What `migrate` would add: table -> columns; a table that is missing would be made with all of its own.
+
+        Raises:
+            TableHasWrongStructureError: as `migrate`.
+        """
+        study = (await self._session(tables=False)).study
+        lacking = await migrate.missing(study, self._configuration.database.table.keyfields)
+        made = {table.name: list(table.columns) for table in study.schema.tables if table.name not in lacking}
+        return {name: [column.name for column in columns] for name, columns in {**lacking, **made}.items() if columns}
+
     async def delete_table(self) -> None:
         """Drops everything that belongs to the table."""
         session = await self._session(tables=False)
@@ -337,6 +349,19 @@ class Experimenter:
         values = rows.configured(self._configuration.database.table.keyfields)
         study = (await self._session(make=True, again=True)).study
         return self._filled(await rows.fill(study, rows.Rows(study).product(values)))
+
+    async def preview_fill(self, shown: int = 5) -> Preview:
+        """What `fill_table_from_config` would do, and the first few rows; nothing is made or written.
+
+        Raises:
+            InvalidValuesInConfiguration: a keyfield has no values.
+            TableHasWrongStructureError: the table is not what the configuration describes.
+        """
+        values = rows.configured(self._configuration.database.table.keyfields)
+        study = (await self._session(tables=False)).study
+        await setup.check(study, missing_is_error=False)
+        exists = await study.db.columns(study.schema.name) is not None
+        return await preview(study, rows.Rows(study).product(values), shown, exists=exists)
 
     async def fill_table_with_rows(
         self,
@@ -674,13 +699,40 @@ class Experimenter:
         study = await self._reading()
         return await read.counts(study, study.condition(condition, study.filter_columns))
 
+    async def overview(self, longest: int = 10) -> Overview:
+        """How the study stands: counts, workers, rate, what runs longest; by one scan of the table.
+
+        Args:
+            longest: so many of the running experiments are shown one by one, those that run longest.
+        """
+        return await look.overview(await self._reading(), longest)
+
+    def snapshot(self) -> Snapshot:
+        """What the calls of `execute` under way on this event loop are at, from memory: free of charge."""
+        session = self._sessions.get(id(asyncio.get_running_loop()))
+        return Snapshot((), (), None, None, 0.0) if session is None else session.snapshot()
+
+    async def attempts(self, experiment_id: int) -> list[PastAttempt]:
+        """The attempts at one experiment that ended other than done, in their order."""
+        return await read.attempts(await self._reading(), _id(experiment_id))
+
     async def workers(self) -> list[WorkerInfo]:
         """All workers of the table, the latest first: live, lost and stopped."""
         return await worker_rows.listed(await self._reading())
 
-    async def errors(self) -> list[ErrorGroup]:
-        """The errors grouped by their last line, the most frequent first, with counts and ids."""
-        return await read.errors(await self._reading())
+    async def errors(
+        self, condition: Mapping[str, Any] | None = None, *, by: Literal["line", "place"] = "line"
+    ) -> list[ErrorGroup]:
+        """The errors grouped, the most frequent first, with counts and ids.
+
+        Args:
+            condition: as in `get_table`.
+            by: `"line"`, the last line of the traceback; `"place"`, the exception and the frame that raised it.
+        """
+        _check_choice("by", by, ["line", "place"])
+        study = await self._reading()
+        grouping = read.last_line if by == "line" else read.alike
+        return await read.errors(study, grouping, study.condition(condition, study.filter_columns))
 
     async def get_table(self, condition: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """The table as a DataFrame, by ID; dates are naive UTC.

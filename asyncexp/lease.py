@@ -102,6 +102,8 @@ class Service:
         self._knowing: asyncio.Task[dict[str, Any]] | None = None
         """Finds out the further facts, beside the signs of life."""
         self._beat_at = 0.0
+        self.beaten: float | None = None
+        """`time.monotonic()` before the latest sign of life that the database answered."""
         self._look_at = 0.0
         self._silent = False
         """All its experiments were ended for it, and its loop is still blocked."""
@@ -226,7 +228,9 @@ class Service:
         # Never later; a little earlier now and then, or else workers that began together would always beat together.
         due = time.monotonic() + self._interval * random.uniform(0.9, 1.0)
         if not self._silent:
+            asked = time.monotonic()
             await self._give_sign(study)
+            self.beaten = asked
             self._main_study.clock_like(study)
         self._beat_at = due
         self._waits = 0

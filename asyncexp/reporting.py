@@ -33,6 +33,10 @@ class Attempt(Protocol):
 class AttemptReport:
     """Reports for one attempt through the writer of this process; a `Report` for result processors."""
 
+    progress: float | None = None
+    message: str | None = None
+    """What the function told last, for whoever looks on here."""
+
     def __init__(self, experiment_id: ExperimentId, attempt: Attempt, study: Study, writer: Writer) -> None:
         self._id = experiment_id
         self._key: Key = (int(experiment_id), experiment_id.attempt)
@@ -70,9 +74,9 @@ class AttemptReport:
 
     def heartbeat(self, progress: float | None, message: str | None) -> None:
         if progress is not None and (given := fraction(progress)) is not None:
-            self._heartbeat["_progress"] = given
+            self._heartbeat["_progress"] = self.progress = given
         if message is not None:
-            self._heartbeat["_message"] = clean(str(message))
+            self._heartbeat["_message"] = self.message = clean(str(message))
         self._heartbeat["_heartbeat"] = self._study.now()
         wait = self._heartbeat_due - time.monotonic()
         if wait <= 0:

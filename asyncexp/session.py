@@ -9,12 +9,14 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from asyncexp import provenance, signals
 from asyncexp.db.base import Database, MissingTable, Outage, T
 from asyncexp.energy import Energy
 from asyncexp.errors import DatabaseConnectionError, DatabaseError, SshTunnelError
+from asyncexp.experiment import Running, Snapshot
 from asyncexp.lease import Callbacks, Service
 from asyncexp.rescue import Look, Rescuer
 from asyncexp.schema import Schema
@@ -23,7 +25,7 @@ from asyncexp.store.claim import Wanted, Worker
 from asyncexp.store.fate import fates
 from asyncexp.store.flush import End, Ended, Key
 from asyncexp.store.rescue import Place
-from asyncexp.store.study import Condition, Study
+from asyncexp.store.study import Condition, Study, utc
 from asyncexp.store.workers import Request
 from asyncexp.worker import Live, Run
 from asyncexp.writer import Writer
@@ -342,6 +344,20 @@ class Session:
         for run in list(self.runs):
             run.fail(failure)
 
+    def snapshot(self) -> Snapshot:
+        """What the runs are at, from memory."""
+        now, utc_now = time.monotonic(), utc()
+        beaten = None if self._service is None else self._service.beaten
+        since = None if self._writer is None else self._writer.away_since
+        found = sorted(self.live.values(), key=lambda live: live.began or now)
+        return Snapshot(
+            tuple(_seen(live, self.identity.id, now, utc_now) for live in found if not live.over),
+            tuple(failure for run in self.runs for failure in run.failures),
+            None if since is None else now - since,
+            None if beaten is None else now - beaten,
+            self._lease[1],
+        )
+
     # --------------------------------------------------------------------------------------- closing
 
     async def close(self) -> None:
@@ -386,6 +402,21 @@ class Session:
     def abandon(self) -> None:
         """Drops the connections without a byte sent: after a fork."""
         self._drop()
+
+
+def _seen(live: Live, worker: int, now: float, utc_now: datetime) -> Running:
+    begun = live.began is not None
+    report = live.report
+    return Running(
+        live.key[0],
+        live.experiment.keyfields,
+        live.key[1],
+        worker,
+        utc_now - timedelta(seconds=now - live.began) if live.began is not None else None,
+        utc_now - timedelta(seconds=now - live.last_sign) if begun else None,
+        None if report is None else report.progress,
+        None if report is None else report.message,
+    )
 
 
 async def check_tables(study: Study) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, Ty
 
 from asyncexp import attach, config, signals
 from asyncexp.background import Background
-from asyncexp.experiment import ExperimentStatus, Summary
+from asyncexp.experiment import ExperimentStatus, Snapshot, Summary
 from asyncexp.experimenter import ExecutionKeywords, Experimenter, ExperimentFunction, PathLike, SelectionKeywords
 from asyncexp.pools.base import check_function, is_async
 from asyncexp.pools.caller import CallerPool
@@ -149,6 +149,10 @@ class PyExperimenter:
     stop = _blocking(Experimenter.stop)
     counts = _blocking(Experimenter.counts)
     workers = _blocking(Experimenter.workers)
+    overview = _blocking(Experimenter.overview)
+    attempts = _blocking(Experimenter.attempts)
+    preview_fill = _blocking(Experimenter.preview_fill)
+    preview_migration = _blocking(Experimenter.preview_migration)
     errors = _blocking(Experimenter.errors)
     get_table = _blocking(Experimenter.get_table)
     get_codecarbon_table = _blocking(Experimenter.get_codecarbon_table)
@@ -389,6 +393,14 @@ class PyExperimenter:
             del outcome  # its exception would refer to this frame, and this frame to it
 
     # ------------------------------------------------------------------------------------------ reading
+
+    def snapshot(self) -> Snapshot:
+        """What the calls of `execute` under way are at, from memory: free of charge."""
+
+        async def taken() -> Snapshot:
+            return self._experimenter.snapshot()
+
+        return self._background.wait(taken)
 
     @overload
     def get_logtable(

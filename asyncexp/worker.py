@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncexp.db.whole import over
 from asyncexp.errors import DatabaseConnectionError, DatabaseQueryError, ExperimentLostError
-from asyncexp.experiment import Experiment, ExperimentStatus, StoppedBy, Summary
+from asyncexp.experiment import Experiment, ExperimentStatus, Failure, StoppedBy, Summary
 from asyncexp.fields import clean
 from asyncexp.pools.base import (
     Broken,
@@ -52,6 +52,7 @@ ALIKE = 20
 RETRY_SLACK_SECONDS = 0.02
 """Added to a retry's delay, for databases whose clock counts milliseconds."""
 SHOWN_ERRORS = 20
+KEPT_FAILURES = 100
 LOCKED_SECONDS = 0.02
 """Rows that others have locked are looked for again after so long at first."""
 LOOK_SHARE = 10
@@ -140,6 +141,8 @@ class Live:
     """The run is being stopped and has waited long enough."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     use: Use | None = None
+    began: float | None = None
+    """`time.monotonic()` when the function began."""
 
     @property
     def should_stop(self) -> bool:
@@ -177,6 +180,8 @@ class Run:
         self._started = 0
         self._counts = dict.fromkeys(("done", "error", "paused", "released", "lost", "retried"), 0)
         self._errors: list[str] = []
+        self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
+        """The latest."""
         self._first_errors: list[str | None] = []
         self._careful = 0
         """So many more attempts must end well before rows are taken ahead."""
@@ -460,7 +465,7 @@ class Run:
 
     def _begun(self, live: Live) -> None:
         """The function begins now: time counts from here."""
-        live.last_sign = time.monotonic()
+        live.last_sign = live.began = time.monotonic()
         if live.use is not None:
             live.use.begin()
         if (seconds := self.options.timeout) is not None:
@@ -643,7 +648,7 @@ class Run:
         if outcome == "retried":
             self._expect_again(live.key[0], ended.delay_seconds + RETRY_SLACK_SECONDS)
         if outcome == "error":
-            self._note_error(end)
+            self._note_error(live, end)
         if outcome == "released":
             self._started -= 1
         self._count("released" if outcome == "created" else outcome)
@@ -657,10 +662,12 @@ class Run:
         if self._ids is not None:
             self._ids[experiment_id] = None
 
-    def _note_error(self, end: End) -> None:
+    def _note_error(self, live: Live, end: End) -> None:
         lines = (end.error or "returned ERROR").strip().splitlines()
+        line = lines[-1] if lines else ""
         if len(self._errors) < SHOWN_ERRORS:
-            self._errors.append(lines[-1] if lines else "")
+            self._errors.append(line)
+        self.failures.append(Failure(live.key[0], live.key[1], line))
 
     def _count(self, outcome: str) -> None:
         self._counts[outcome] += 1

@@ -97,6 +97,8 @@ class Writer:
         self.known: set[Key] = set()
         """Attempts taken or joined here whose end is not yet settled."""
         self.away: Outage | None = None
+        self.away_since: float | None = None
+        """`time.monotonic()` when the database went away, if it has."""
         """Why the database cannot be reached at the moment."""
         self._study = study
         self._worker = worker
@@ -469,6 +471,7 @@ class Writer:
 
     def _notice(self, outage: Outage) -> None:
         if self.away is None:
+            self.away_since = time.monotonic()
             self._logger.warning("The database is away; results are held until it is back: %s", outage)
             self._tell_away()
         self.away = outage
@@ -478,7 +481,7 @@ class Writer:
     def _is_back(self) -> None:
         if self.away is not None:
             self._logger.warning("The database is back.")
-        self.away = None
+        self.away = self.away_since = None
 
     # -------------------------------------------------------------------------------------- telling
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from asyncexp.db.base import Transaction
 from asyncexp.errors import DatabaseError
 from asyncexp.schema import quote
-from asyncexp.store.study import Study
+from asyncexp.store.study import Runner, Study
 
 BATCH = 10_000
 MANY = 1_000
@@ -22,6 +22,17 @@ class KeyRow(NamedTuple):
 
     hash: bytes
     values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a fill would do."""
+
+    rows: int
+    existing: int
+    """As many of them are there already."""
+    first: tuple[Mapping[str, Any], ...]
+    """The keyfields of the first few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +56,8 @@ async def add(study: Study, rows: Sequence[KeyRow]) -> Filled:
 
     async def work(tx: Transaction) -> int:
         await take_turn(study, tx)
-        known = await _known(study, tx, [row.hash for row in unique])
-        missing = [row for row in unique if row.hash not in known]
+        there = await known(study, tx, [row.hash for row in unique])
+        missing = [row for row in unique if row.hash not in there]
         if missing:
             await insert(study, tx, missing)
             await wake(study, tx)
@@ -57,6 +68,23 @@ async def add(study: Study, rows: Sequence[KeyRow]) -> Filled:
     finally:
         await end_turn(study)
     return Filled(added, len(rows) - added)
+
+
+async def preview(study: Study, rows: Iterable[KeyRow], shown: int, *, exists: bool) -> Preview:
+    """What `add` would make of these rows; whether the table is there yet is the caller's to know."""
+    total = existing = 0
+    first: list[Mapping[str, Any]] = []
+    for batch in batches(rows):
+        if exists:
+            existing += len(await known(study, study.db, [row.hash for row in batch]))
+        total += len(batch)
+        first += [_read(study, row) for row in batch[: shown - len(first)]]
+    return Preview(total, existing, tuple(first))
+
+
+def _read(study: Study, row: KeyRow) -> Mapping[str, Any]:
+    names = study.schema.key_names
+    return {name: decode(raw) for name, decode, raw in zip(names, study.key_decoders, row.values, strict=True)}
 
 
 async def take_turn(study: Study, tx: Transaction) -> None:
@@ -129,18 +157,19 @@ async def _find(study: Study, tx: Transaction, key_hash: bytes) -> list[tuple[An
     return await study.fetch(tx, f'SELECT "ID", "status" FROM {study.main} WHERE "_key_hash" = :hash', hash=key_hash)
 
 
-async def _known(study: Study, tx: Transaction, hashes: Sequence[bytes]) -> set[bytes]:
+async def known(study: Study, tx: Runner, hashes: Sequence[bytes]) -> set[bytes]:
+    """Those of these hashes that rows have."""
     if study.dialect.batch == "unnest":
         text = f'SELECT "_key_hash" FROM {study.main} WHERE "_key_hash" = ANY(CAST(:hashes AS bytea[]))'
         return {bytes(row[0]) for row in await study.fetch(tx, text, hashes=list(hashes))}
-    known: set[bytes] = set()
+    found: set[bytes] = set()
     for start in range(0, len(hashes), 1000):
         part = hashes[start : start + 1000]
         values = {f"h{position}": key_hash for position, key_hash in enumerate(part)}
         marks = ", ".join(f":{name}" for name in values)
         text = f'SELECT "_key_hash" FROM {study.main} WHERE "_key_hash" IN ({marks})'
-        known |= {bytes(row[0]) for row in await study.fetch(tx, text, **values)}
-    return known
+        found |= {bytes(row[0]) for row in await study.fetch(tx, text, **values)}
+    return found
 
 
 def batches(rows: Iterable[KeyRow], size: int = BATCH) -> Iterable[list[KeyRow]]:

@@ -7,7 +7,7 @@ step can be repeated, so that a migration that broke off is finished by the next
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -34,10 +34,8 @@ async def migrate(study: Study, keyfields: Sequence[Any], logger: logging.Logger
         TableHasWrongStructureError: something differs that adding does not mend, a new keyfield has no default, or
             a row cannot be read as configured. Nothing was changed.
     """
-    await setup.check(study, missing_is_error=False, columns_may_miss=True)
-    lacking = await _lacking(study)
+    lacking = await missing(study, keyfields)
     defaults = {key.name: key.default for key in keyfields if key.has_default}
-    _check_new_keyfields(study, lacking, defaults)
 
     async def work(tx: Transaction) -> list[tuple[int, int]]:
         await take_turn(study, tx)
@@ -60,6 +58,14 @@ async def migrate(study: Study, keyfields: Sequence[Any], logger: logging.Logger
     _report(study, lacking, repeated, logger)
 
 
+async def missing(study: Study, keyfields: Sequence[Any]) -> dict[str, list[Column]]:
+    """Tables that exist -> the columns that `migrate` would add to them. Raises as it does."""
+    await setup.check(study, missing_is_error=False, columns_may_miss=True)
+    lacking = await _lacking(study)
+    _check_new_keyfields(study, lacking, {key.name for key in keyfields if key.has_default})
+    return lacking
+
+
 async def _lacking(study: Study) -> dict[str, list[Column]]:
     """Tables that exist -> the columns that they lack."""
     lacking = {}
@@ -71,7 +77,7 @@ async def _lacking(study: Study) -> dict[str, list[Column]]:
     return lacking
 
 
-def _check_new_keyfields(study: Study, lacking: Mapping[str, list[Column]], defaults: Mapping[str, Any]) -> None:
+def _check_new_keyfields(study: Study, lacking: Mapping[str, list[Column]], defaults: Collection[str]) -> None:
     for column in lacking.get(study.schema.name, ()):
         if column.name in study.schema.key_names and column.name not in defaults:
             raise TableHasWrongStructureError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from asyncexp.db.base import Row
 from asyncexp.schema import BIGINT, DATE, INT, TEXT, WORD, Column, Table, quote
@@ -12,19 +14,38 @@ from asyncexp.store.study import STATUSES, Condition, Study
 from asyncexp.values import ColumnType
 
 LIMIT_SECONDS = 600.0
+_FRAME = re.compile(r'  File "(.+)", line (\d+), in (.+)')
 HIDDEN = ("lost", "released", "retried")
 """Outcomes of attempts whose logs are kept but not shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Errors that end in the same line."""
+    """Errors that end in the same line, or are of the same exception and last frame."""
 
     last_line: str
+    """Of the first of them."""
     count: int
     ids: tuple[int, ...] = field(repr=False)
     example: str = field(repr=False)
     """The whole traceback of the first of them."""
+    exception: str | None = None
+    """The exception's class, as a traceback names it; None where there was none."""
+    frame: str | None = None
+    """File, line and function in which it was raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastAttempt:
+    """An attempt that ended other than done."""
+
+    attempt: int
+    ended: datetime
+    """Naive UTC."""
+    outcome: str
+    """`error`, `paused`, `released`, `lost`, `retried`, …"""
+    worker: int | None
+    traceback: str | None
 
 
 async def counts(study: Study, which: Condition) -> dict[str, int]:
@@ -76,23 +97,57 @@ def log_columns(table: Table) -> list[Column]:
     return [Column("ID", BIGINT), *own, Column("_attempt", INT)]
 
 
-async def errors(study: Study, chunk: int = 2_000) -> list[ErrorGroup]:
-    """The rows in error by the last line of their traceback, the most frequent first."""
-    groups: dict[str, tuple[list[int], str]] = {}
+async def errors(
+    study: Study, by: Callable[[str | None], Hashable], which: Condition, chunk: int = 2_000
+) -> list[ErrorGroup]:
+    """The rows in error by what `by` makes of their tracebacks, the most frequent first."""
+    groups: dict[Hashable, tuple[list[int], str]] = {}
     last = 0
-    while found := await _errors_after(study, last, chunk):
+    while found := await _errors_after(study, which, last, chunk):
         for experiment_id, error in found:
-            groups.setdefault(last_line(error), ([], error or ""))[0].append(int(experiment_id))
+            groups.setdefault(by(error), ([], error or ""))[0].append(int(experiment_id))
         last = int(found[-1][0])
-    made = [ErrorGroup(line, len(ids), tuple(ids), example) for line, (ids, example) in groups.items()]
+    made = [
+        ErrorGroup(last_line(example), len(ids), tuple(ids), example, *raised(example))
+        for ids, example in groups.values()
+    ]
     return sorted(made, key=lambda group: -group.count)
 
 
-async def _errors_after(study: Study, last: int, chunk: int) -> Sequence[Row]:
+async def _errors_after(study: Study, which: Condition, last: int, chunk: int) -> Sequence[Row]:
     text = (
-        f'SELECT "ID", "error" FROM {study.main} WHERE "status" = \'error\' AND "ID" > :last ORDER BY "ID" LIMIT :chunk'
+        f'SELECT "ID", "error" FROM {study.main} WHERE "status" = \'error\' AND {which.sql} AND "ID" > :last '
+        'ORDER BY "ID" LIMIT :chunk'
     )
-    return await study.fetch(study.db, text, last=last, chunk=chunk)
+    return await study.fetch(study.db, text, last=last, chunk=chunk, **which.params)
+
+
+async def attempts(study: Study, experiment_id: int) -> list[PastAttempt]:
+    """What is noted of one row's attempts, in their order."""
+    text = (
+        f'SELECT "attempt", "ended", "outcome", "worker", "traceback" FROM {study.attempts} '
+        'WHERE "experiment_id" = :id ORDER BY "attempt"'
+    )
+    rows = await study.fetch(study.db, text, id=experiment_id)
+    return [PastAttempt(row[0], study.date(row[1]), *row[2:]) for row in rows]
+
+
+def raised(error: str | None) -> tuple[str | None, str | None]:
+    """The exception's class and the last frame of a traceback; None and None of what is none."""
+    lines = (error or "").splitlines()
+    frames = [number for number, line in enumerate(lines) if _FRAME.fullmatch(line)]
+    if not frames:
+        return None, None
+    match = _FRAME.fullmatch(lines[frames[-1]])
+    below = [line for line in lines[frames[-1] + 1 :] if line and not line.startswith(" ")]
+    name = below[0].partition(":")[0] if below else None
+    return name, None if match is None else f"{match[1]}:{match[2]} in {match[3]}"
+
+
+def alike(error: str | None) -> Hashable:
+    """What errors share that were raised at the same place: exception and frame, else the last line."""
+    exception, frame = raised(error)
+    return (exception, frame) if frame else last_line(error)
 
 
 def last_line(error: str | None) -> str:
@@ -114,6 +169,9 @@ __all__ = [
     "TEXT",
     "WORD",
     "ErrorGroup",
+    "PastAttempt",
+    "alike",
+    "attempts",
     "counts",
     "errors",
     "last_line",

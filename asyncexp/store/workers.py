@@ -270,8 +270,13 @@ async def raise_counter(study: Study, tx: Transaction, workers: Sequence[int]) -
         await wake(study, tx, str(worker))
 
 
-async def listed(study: Study, *, lost_only: bool = False) -> list[WorkerInfo]:
-    """All workers that have a row, or those that are lost, the latest first."""
+async def listed(
+    study: Study, *, lost_only: bool = False, running: Mapping[int, int] | None = None
+) -> list[WorkerInfo]:
+    """All workers that have a row, or those that are lost, the latest first.
+
+    `running` is how many experiments each runs; None: it is counted, by a scan of the table.
+    """
     own = [name for name in WorkerInfo.__slots__ if name not in ("state", "running")]
     over = study.dialect.later.format(seconds='-"lease"')
     lost = f'("heartbeat" < {over} OR "rescued" IS NOT NULL)'
@@ -281,7 +286,8 @@ async def listed(study: Study, *, lost_only: bool = False) -> list[WorkerInfo]:
         f"WHEN {lost} THEN 'lost' ELSE 'live' END FROM {study.workers}{chosen} ORDER BY \"started\" DESC"
     )
     rows = await study.fetch(study.db, text)
-    running = await _running(study) if rows else {}
+    if running is None:
+        running = await _running(study) if rows else {}
     return [_info(study, dict(zip([*own, "state"], row, strict=True)), running) for row in rows]
 
 

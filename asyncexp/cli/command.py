@@ -1,0 +1,157 @@
+"""What makes a command of a function: the options that all share, one event loop, and errors as sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asyncexp.cli.place import Place
+from asyncexp.errors import (
+    ConfigError,
+    DatabaseError,
+    EmptyFillDatabaseCallError,
+    InvalidResultFieldError,
+    MissingLogTableError,
+    ParameterCombinationError,
+    PyExperimenterError,
+)
+
+OK = 0
+NOT_ALL_WELL = 1
+"""Experiments ended in error, a check found something, what was asked for is not there."""
+USAGE = 2
+CONFIGURATION = 3
+DATABASE = 4
+BUG = 70
+INTERRUPTED = 128 + 2
+TERMINATED = 128 + 15
+CLOSED_PIPE = 128 + 13
+
+_OPTIONS = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="The configuration; by default config/experiment_configuration.yml.",
+            rich_help_panel="Where",
+        ),
+    ],
+    "credentials": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The credentials of a server; by default config/database_credentials.yml.",
+            rich_help_panel="Where",
+        ),
+    ],
+    "table": Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another table than the configuration's.", rich_help_panel="Where"),
+    ],
+    "database": Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another database than the configuration's.", rich_help_panel="Where"),
+    ],
+    "json": Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.", rich_help_panel="Where")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Errors with their traceback.", rich_help_panel="Where")],
+}
+_DEFAULTS: dict[str, Any] = {"json": False, "debug": False}
+
+
+class Refused(Exception):
+    """A command that cannot do what it was told, in a sentence; nothing was changed."""
+
+    def __init__(self, words: str, code: int = USAGE) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+app = typer.Typer(
+    name="asyncexp",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # they would show locals, and with them passwords
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def command(
+    panel: str, *, name: str | None = None, without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function `(place, **options) -> exit code | None`; a coroutine function runs on a loop of its own.
+
+    Args:
+        panel: the heading under which `asyncexp --help` lists it.
+        name: of the command, if not the function's.
+        without: shared options that would mean nothing to it.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        shared = [each for each in _OPTIONS if each not in without]
+
+        @wraps(function)
+        def call(**given: Any) -> None:
+            place = Place(**{each: given.pop(each) for each in shared})
+            raise typer.Exit(outcome(lambda: function(place, **given), debug=place.debug))
+
+        own = [each for each in inspect.signature(function, eval_str=True).parameters.values() if each.name != "place"]
+        parameters = [*own, *(_parameter(each) for each in shared)]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
+        del call.__wrapped__  # or its signature would count
+        app.command(name, rich_help_panel=panel)(call)
+        return function
+
+    return register
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    default = _DEFAULTS.get(name)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_OPTIONS[name])
+
+
+def outcome(work: Callable[[], Any], *, debug: bool) -> int:
+    """The exit code of what a command does; what goes wrong is told in a sentence, with `debug` in full."""
+    try:
+        done = work()
+        if inspect.iscoroutine(done):
+            done = asyncio.run(done)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would complain
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (PyExperimenterError, Refused) as error:
+        if debug:
+            raise
+        _tell(error)
+        return error.code if isinstance(error, Refused) else code_of(error)
+    return OK if done is None else int(done)
+
+
+def code_of(error: PyExperimenterError) -> int:
+    """The exit code of an error."""
+    if isinstance(error, ParameterCombinationError | InvalidResultFieldError | MissingLogTableError):
+        return USAGE
+    if isinstance(error, ConfigError | EmptyFillDatabaseCallError):
+        return CONFIGURATION
+    return DATABASE if isinstance(error, DatabaseError) else NOT_ALL_WELL
+
+
+def _tell(error: Exception) -> None:
+    from rich.text import Text
+
+    from asyncexp.cli.output import note
+
+    note(Text.assemble(("error: ", "bold red"), str(error)))

@@ -1,0 +1,84 @@
+"""Where a command works: the configuration, the credentials and the table that its options name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncexp import Experimenter
+    from asyncexp.config.models import Configuration
+    from asyncexp.schema import Schema
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the options that all commands share say."""
+
+    config: Path | None = None
+    credentials: Path | None = None
+    table: str | None = None
+    database: str | None = None
+    json: bool = False
+    """Whether one JSON document is wanted in place of words and tables."""
+    debug: bool = False
+
+    def experimenter(self, **more: Any) -> Experimenter:
+        """One that says no more than warnings and writes no log file, unless told otherwise.
+
+        Raises:
+            ConfigError: the configuration is missing or wrong.
+        """
+        from asyncexp import Experimenter
+
+        quiet = {"log_level": "DEBUG" if self.debug else "WARNING", "log_file": None, "name": "asyncexp"}
+        return Experimenter(
+            self.config,
+            self.credentials,
+            table_name=self.table,
+            database_name=self.database,
+            **{**quiet, **more},
+        )
+
+    @asynccontextmanager
+    async def open(self, **more: Any) -> AsyncIterator[Experimenter]:
+        """An experimenter that is closed at the end."""
+        async with self.experimenter(**more) as experimenter:
+            yield experimenter
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """The configuration in force. Raises as `experimenter`."""
+        from asyncexp import config
+
+        return config.load(
+            self.config, credentials=self.credentials, database_name=self.database, table_name=self.table
+        )
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The tables that the configuration describes."""
+        from asyncexp.schema import Schema
+
+        return Schema.from_config(self.configuration.database)
+
+    def where(self, texts: list[str] | None, *, keyfields_only: bool = False) -> dict[str, Any] | None:
+        """Values of `--where`, typed as the columns are.
+
+        Raises:
+            ParameterCombinationError: no such column, or a value that it cannot hold.
+        """
+        from asyncexp.cli.words import where
+        from asyncexp.schema import BIGINT, WORD, Column
+
+        if not texts:
+            return None
+        columns = list(self.schema.keyfields)
+        if not keyfields_only:
+            columns += [*self.schema.resultfields, Column("ID", BIGINT)]
+            columns += [Column(name, WORD) for name in ("status", "name", "machine")]
+        return where(texts, columns)
