@@ -660,6 +660,23 @@ class Experimenter:
         study = await self._reading()
         return await life.retry(study, self._selected(study, ["error"], where, ids))
 
+    async def count_selected(
+        self, *which: Status, where: Mapping[str, Any] | None = None, ids: Iterable[int] | int | None = None
+    ) -> dict[str, int]:
+        """How many rows of each status `reset_experiments` and `delete_experiments` would touch. Raises as they do."""
+        study = await self._reading()
+        return await read.counts(study, self._selected(study, which, where, ids))
+
+    async def ids(self, *which: Status, where: Mapping[str, Any] | None = None) -> list[int]:
+        """The IDs of the rows of these statuses, in their order; of all rows, if no status is named.
+
+        Args:
+            where: only rows with these keyfield values.
+        """
+        study = await self._reading()
+        chosen = study.condition(where, self._schema.keyfields)
+        return await read.ids(study, life.selection(study, statuses(which or ["all"]), chosen, None))
+
     def _selected(
         self,
         study: Study,

@@ -144,6 +144,8 @@ class PyExperimenter:
     reset_experiments = _blocking(Experimenter.reset_experiments)
     delete_experiments = _blocking(Experimenter.delete_experiments)
     retry_errors = _blocking(Experimenter.retry_errors)
+    count_selected = _blocking(Experimenter.count_selected)
+    ids = _blocking(Experimenter.ids)
     cancel = _blocking(Experimenter.cancel)
     release = _blocking(Experimenter.release)
     stop = _blocking(Experimenter.stop)

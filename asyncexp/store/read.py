@@ -55,6 +55,12 @@ async def counts(study: Study, which: Condition) -> dict[str, int]:
     return {status: int(found.pop(status, 0)) for status in STATUSES} | {k: int(v) for k, v in found.items()}
 
 
+async def ids(study: Study, which: Condition) -> list[int]:
+    """The IDs of rows, in their order."""
+    text = f'SELECT "ID" FROM {study.main} WHERE {which.sql} ORDER BY "ID"'
+    return [int(row[0]) for row in await study.db.fetch(*_bound(study, text, which), limit_seconds=LIMIT_SECONDS)]
+
+
 async def any_of(study: Study, which: Condition) -> bool:
     """Whether there is any such row."""
     text = f"SELECT 1 FROM {study.main} WHERE {which.sql} LIMIT 1"
@@ -174,6 +180,7 @@ __all__ = [
     "attempts",
     "counts",
     "errors",
+    "ids",
     "last_line",
     "rows",
     "status_of",

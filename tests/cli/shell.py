@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 import pyte
 
+from asyncexp import Experimenter
+
 COMMAND = (sys.executable, "-W", "error", "-m", "asyncexp")
 PATIENCE_SECONDS = 60.0
 _FOREIGN = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "PYTHONPATH", "CI")
@@ -61,6 +63,17 @@ class Shell:
     def json(self, *words: str, code: int | None = 0, **variables: str) -> Any:
         """The one JSON document that a command writes with `--json`."""
         return json.loads(self.run(*words, "--json", code=code, **variables).stdout)
+
+    def experimenter(self) -> Experimenter:
+        """One on the study of this folder, for what a test does beside the command."""
+        credentials = self.folder / "config" / "database_credentials.yml"
+        return Experimenter(
+            self.folder / "config" / "experiment_configuration.yml",
+            credentials if credentials.exists() else None,
+            use_codecarbon=False,
+            logger_name="asyncexp-tests",
+            log_file=None,
+        )
 
     def write(self, name: str, text: str) -> Path:
         """A file in the folder."""
