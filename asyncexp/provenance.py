@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -62,9 +63,22 @@ def machine() -> str:
     return socket.gethostname()
 
 
+_code: Path | None = None
+
+
+def code_of(function: object) -> None:
+    """From now on `git` tells of the working tree that this function lies in, not of the main script's."""
+    global _code
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = sys.modules.get(getattr(function, "__module__", None) or type(function).__module__)
+    file = getattr(module, "__file__", None)
+    _code = Path(file).resolve().parent if file else Path.cwd()
+
+
 def git() -> dict[str, Any]:
-    """Commit of the working tree that the main script lies in, and whether it has changes; empty if none."""
-    folder = _script_folder()
+    """Commit of the working tree that the code lies in, and whether it has changes; empty if none."""
+    folder = _code or _script_folder()
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}

@@ -92,7 +92,7 @@ def function(target: str) -> Callable[..., Any]:
 
     Raises:
         InvalidConfigError: there is no such file, module or function; the nearest is named.
-        Exception: what the module raises when it is imported.
+        BaseException: what the module raises when it is imported.
     """
     place, _, name = target.partition(":")
     module = _from_file(Path(place)) if place.endswith(".py") or "/" in place else _from_name(place)
@@ -103,6 +103,8 @@ def function(target: str) -> Callable[..., Any]:
         if not hasattr(found, part):
             raise InvalidConfigError(unknown(f"{place} has no function", name, sorted(_own_functions(module))))
         found = getattr(found, part)
+    if inspect.isclass(found):
+        raise InvalidConfigError(f"{target} is a class: name a function, or an object that can be called")
     if not callable(found):
         raise InvalidConfigError(f"{target} is {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
@@ -110,11 +112,16 @@ def function(target: str) -> Callable[..., Any]:
 
 def _from_name(name: str) -> ModuleType:
     _search_in(Path.cwd())
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidConfigError(_no_module(name))
     try:
-        if importlib.util.find_spec(name) is None:
-            raise InvalidConfigError(_no_module(name))
-    except (ModuleNotFoundError, ValueError):
-        raise InvalidConfigError(_no_module(name)) from None
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError as missing:
+        if missing.name is None or not f"{name}.".startswith(f"{missing.name}."):
+            raise  # a package above it imports what is not there
+        found = None
+    if found is None:
+        raise InvalidConfigError(_no_module(name))
     return importlib.import_module(name)
 
 
@@ -124,17 +131,27 @@ def _no_module(name: str) -> str:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """Under its own name, with its folder where modules are looked for: as its child processes find it."""
+    """Under its own name, with its folder where modules are looked for: as its child processes find it.
+
+    Within a package, under its name there.
+    """
     path = path.expanduser().absolute()
     if not path.is_file():
         near = unknown("no file", path.name, sorted(each.name for each in path.parent.glob("*.py")))
         raise InvalidConfigError(f"{near} (in {path.parent})")
-    if not path.stem.isidentifier():
-        raise InvalidConfigError(f"{path.name} cannot be imported under that name: rename it, with letters, digits, _")
-    _search_in(path.parent)
-    module = importlib.import_module(path.stem)
+    if "." in path.stem or path.suffix != ".py":
+        raise InvalidConfigError(f"{path.name} cannot be imported under that name: rename it, to a name.py")
+    folder, names = path.parent, [path.stem]
+    _search_in(folder)
+    while (folder / "__init__.py").is_file():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    _search_in(folder)
+    module = importlib.import_module(".".join(names))
     if module.__file__ is None or not path.samefile(module.__file__):
-        raise InvalidConfigError(f"{path.name} has the name of another module, {module.__file__}: rename the file")
+        raise InvalidConfigError(
+            f"{path.name} has the name of another module, {module.__file__ or 'built into Python'}: rename the file"
+        )
     return module
 
 
