@@ -9,13 +9,14 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$path -c '$(SUITABLE)' 2>/dev/null && echo $$path && exit; done; done)
 BIN := .venv/bin
 
-.PHONY: help venv demo test chaos servers bench-quick bench clean
+.PHONY: help venv demo test chaos docs servers bench-quick bench clean
 
 help:
 	@echo 'make demo         a grid of real experiments on SQLite, with a table and a plot (about a minute, installation included up to two)'
 	@echo 'make test         format, lint, types, imports, and all tests on SQLite, PostgreSQL and MariaDB'
 	@echo 'make chaos        killed workers, restarted servers, cut links: 10 minutes on each database, and an audit'
 	@echo 'make bench-quick  asyncexp against the bare drivers and other queues, in about a minute; make bench takes half an hour'
+	@echo 'make docs         docs/cli.md from the commands themselves, and the pictures of their screens'
 	@echo 'make venv         only the environment; make clean removes it'
 
 venv: .venv/dev.installed
@@ -45,6 +46,10 @@ test: .venv/dev.installed servers
 # CHAOS='--seconds 60 --database mysql --seed 7' for a shorter storm, or one that there was.
 chaos: .venv/dev.installed servers
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+docs: .venv/dev.installed
+	@$(BIN)/python -m docs.cli_screens
+	@$(BIN)/python -m docs.cli_page
 
 # The tests start private servers of their own, and workers with another clock; only the programs have to be there.
 servers:

@@ -128,6 +128,15 @@ class Terminal:
         with self._lock:
             return "\n".join(line.rstrip() for line in self._screen.display).rstrip().split("\n")
 
+    def cells(self) -> list[list[Any]]:
+        """What is on the screen as characters with their colours, line by line, down to the last that is not empty."""
+        with self._lock:
+            screen = self._screen
+            rows = [[screen.buffer[y][x] for x in range(screen.columns)] for y in range(screen.lines)]
+        while rows and not "".join(cell.data for cell in rows[-1]).strip():
+            rows.pop()
+        return rows
+
     @property
     def all_lines(self) -> list[str]:
         """Also what has scrolled off at the top."""

@@ -1,0 +1,1 @@
+"""The pages, and what writes those that can be written: `make docs`."""
