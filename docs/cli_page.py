@@ -81,6 +81,7 @@ def _command(info: Any) -> Command:
 def page() -> str:
     """The whole page."""
     found = commands()
+    assert app.registered_callback is not None, "the options that stand before a command"
     about = _prose(inspect.getdoc(app.registered_callback.callback) or "")
     shared = "\n".join(_options(found[0].infos(OptionInfo, shared=True)))
     parts = [INTRODUCTION.format(about=about, shared=shared)]
