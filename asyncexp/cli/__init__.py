@@ -7,4 +7,4 @@ def main() -> None:
     """The entry point of the command."""
     from asyncexp.cli.app import app
 
-    app()
+    app(prog_name="asyncexp")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from asyncexp.cli import complete
 from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
 from asyncexp.cli.place import Place
 
@@ -22,10 +23,20 @@ LOOK_SECONDS = 0.5
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="IDs, and ranges of them: 7 20-30.")]
 Where = Annotated[
     list[str] | None,
-    typer.Option(metavar="COLUMN=VALUE", help="Only rows with this keyfield value; again for others, null for NULL."),
+    typer.Option(
+        metavar="COLUMN=VALUE",
+        help="Only rows with this keyfield value; again for others, null for NULL.",
+        autocompletion=complete.where,
+    ),
 ]
 Statuses = Annotated[
-    list[str] | None, typer.Option("--status", metavar="STATUS", help="Only rows of this status; again for others.")
+    list[str] | None,
+    typer.Option(
+        "--status",
+        metavar="STATUS",
+        help="Only rows of this status; again for others.",
+        autocompletion=complete.statuses,
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 NO_ROWS = "No such rows: nothing was changed."

@@ -43,3 +43,28 @@ def test_a_table_that_is_not_there_is_a_sentence(shell: Shell) -> None:
 @sqlite_only
 def test_debug_shows_where_it_happened(shell: Shell) -> None:
     assert "Traceback" in shell.run("status", "--debug", code=None).stderr
+
+
+def completed(shell: Shell, *words: str) -> set[str]:
+    """What bash would offer for the last of these words."""
+    line = " ".join(["asyncexp", *words])
+    done = shell.run(code=None, _ASYNCEXP_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words)))
+    return set(done.stdout.split())
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("sta",), {"status"}),
+        (("reset", "--st"), {"--status"}),
+        (("reset", "--status", "e"), {"error"}),
+        (("reset", "--where", "k"), {"kind="}),
+        (("reset", "--where", "kind="), {"kind=a", "kind=b"}),
+        (("reset", "--config", "nowhere.yml", "--where", "k"), set[str]()),
+    ],
+)
+def test_the_shell_completes_commands_options_and_values(
+    shell: Shell, words: tuple[str, ...], offered: set[str]
+) -> None:
+    assert completed(shell, *words) == offered
