@@ -323,6 +323,8 @@ class Experimenter:
         Raises:
             TableHasWrongStructureError: as `migrate`.
         """
+        if self._file_is_missing():
+            return {table.name: [column.name for column in table.columns] for table in self._schema.tables}
         study = (await self._session(tables=False)).study
         lacking = await migrate.missing(study, self._configuration.database.table.keyfields)
         made = {table.name: list(table.columns) for table in study.schema.tables if table.name not in lacking}
@@ -337,8 +339,11 @@ class Experimenter:
 
     # ------------------------------------------------------------------------------------------ filling
 
-    async def fill_table_from_config(self) -> Filled:
+    async def fill_table_from_config(self, *, progress: Callable[[Filled], None] = rows.silent) -> Filled:
         """Adds every combination of the keyfields' values that is not there yet.
+
+        Args:
+            progress: hears after each 10,000 rows what was added so far.
 
         Returns:
             How many rows were added, and how many existed.
@@ -348,33 +353,73 @@ class Experimenter:
         """
         values = rows.configured(self._configuration.database.table.keyfields)
         study = (await self._session(make=True, again=True)).study
-        return self._filled(await rows.fill(study, rows.Rows(study).product(values)))
+        return self._filled(await rows.fill(study, rows.Rows(study).product(values), progress))
 
-    async def preview_fill(self, shown: int = 5) -> Preview:
+    async def preview_fill(
+        self,
+        shown: int = 5,
+        *,
+        rows: Iterable[Mapping[str, Any]] | pd.DataFrame | None = None,
+        create_database: bool = False,
+    ) -> Preview:
         """What `fill_table_from_config` would do, and the first few rows; nothing is made or written.
+
+        Args:
+            shown: so many of the first rows are shown.
+            rows: what `fill_table_with_rows` would do with these.
+            create_database: a database that does not exist is no error, but empty.
 
         Raises:
             InvalidValuesInConfiguration: a keyfield has no values.
+            ParameterCombinationError: a row has a missing, unknown or impossible keyfield.
             TableHasWrongStructureError: the table is not what the configuration describes.
         """
-        values = rows.configured(self._configuration.database.table.keyfields)
-        study = (await self._session(tables=False)).study
+        study, exists = await self._as_it_is(create_database)
+        return await preview(study, self._to_add(study, rows), shown, exists=exists)
+
+    def _to_add(self, study: Study, given: Iterable[Mapping[str, Any]] | pd.DataFrame | None) -> Iterable[KeyRow]:
+        if given is not None:
+            return rows.given(study, given)
+        return rows.Rows(study).product(rows.configured(self._configuration.database.table.keyfields))
+
+    async def _as_it_is(self, create_database: bool) -> tuple[Study, bool]:
+        """The study, and whether its table is there; nothing is made, not even the file by being opened."""
+        if self._file_is_missing():
+            return self._unopened(), False
+        try:
+            study = (await self._session(tables=False)).study
+        except DatabaseCreationError:
+            if not create_database:
+                raise
+            return self._unopened(), False
         await setup.check(study, missing_is_error=False)
-        exists = await study.db.columns(study.schema.name) is not None
-        return await preview(study, rows.Rows(study).product(values), shown, exists=exists)
+        return study, await study.db.columns(study.schema.name) is not None
+
+    def _file_is_missing(self) -> bool:
+        where = config.target(self._configuration, self._arguments["database_credential_file_path"])
+        return where.provider == "sqlite" and not Path(where.database).exists()
+
+    def _unopened(self) -> Study:
+        return Study(self._connecting()(), self._schema, self._logger.warning)
 
     async def fill_table_with_rows(
         self,
         rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]] | pd.DataFrame,
+        *,
+        progress: Callable[[Filled], None] = rows.silent,
     ) -> Filled:
         """Adds rows, each a dict with a value for every keyfield; those that exist are passed over.
+
+        Args:
+            rows: any iterable of dicts, or a DataFrame.
+            progress: hears after each 10,000 rows what was added so far.
 
         Raises:
             ParameterCombinationError: a keyfield is missing, unknown or impossible; row and field are named.
             EmptyFillDatabaseCallError: there are no rows.
         """
         session = await self._session(make=True, again=True)
-        return self._filled(await fill_rows(session.study, rows))
+        return self._filled(await fill_rows(session.study, rows, progress))
 
     async def fill_table_from_combination(
         self,

@@ -127,14 +127,22 @@ def _cell_maker(study: Study, name: str, type_: ColumnType) -> Callable[[Any], _
     return make
 
 
-async def fill(study: Study, rows: Iterable[KeyRow]) -> Filled:
-    """Adds rows in batches; earlier batches stay if a later row is bad.
+Told = Callable[[Filled], None]
+"""Hears of what was added so far."""
+
+
+def silent(_: Filled) -> None:
+    """Nobody wants to know."""
+
+
+async def fill(study: Study, rows: Iterable[KeyRow], told: Told = silent) -> Filled:
+    """Adds rows in batches, telling after each; earlier batches stay if a later row is bad.
 
     Raises:
         EmptyFillDatabaseCallError: there were none.
         ParameterCombinationError: a bad row; the message says how many rows had been added by then.
     """
-    return await _seen_off(study, await _add_all(study, rows, NOTHING))
+    return await _seen_off(study, await _add_all(study, rows, NOTHING, told))
 
 
 async def _seen_off(study: Study, total: Filled) -> Filled:
@@ -144,34 +152,43 @@ async def _seen_off(study: Study, total: Filled) -> Filled:
     return total
 
 
-async def _add_all(study: Study, rows: Iterable[KeyRow], total: Filled) -> Filled:
+async def _add_all(study: Study, rows: Iterable[KeyRow], total: Filled, told: Told) -> Filled:
     """What the same call of the user's has added already, and this."""
     try:
         for batch in batches(rows):
             total += await add(study, batch)
+            told(total)
     except ParameterCombinationError as wrong:
         added = f" ({total.added} rows were added before it)" if total.added else ""
         raise ParameterCombinationError(f"{wrong}{added}") from None
     return total
 
 
-async def fill_rows(study: Study, rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]] | Any) -> Filled:
+async def fill_rows(
+    study: Study,
+    rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]] | Any,
+    told: Told = silent,
+) -> Filled:
     """Adds dicts from an iterable, an async iterable or a DataFrame, in whose cells missing means NULL."""
-    make = Rows(study)
-    if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):
-        return await fill(study, make.many(_records(rows)))
     if isinstance(rows, AsyncIterable):
-        return await _fill_async(study, make, rows)
+        return await _fill_async(study, Rows(study), rows, told)
+    return await fill(study, given(study, rows), told)
+
+
+def given(study: Study, rows: Iterable[Mapping[str, Any]] | Any) -> Iterator[KeyRow]:
+    """The rows of an iterable of dicts or a DataFrame."""
+    if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):
+        return Rows(study).many(_records(rows))
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise ParameterCombinationError(f"rows is a list of dicts, not {type(rows).__name__}")
-    return await fill(study, make.many(rows))
+    return Rows(study).many(rows)
 
 
-async def _fill_async(study: Study, make: Rows, rows: AsyncIterable[Mapping[str, Any]]) -> Filled:
+async def _fill_async(study: Study, make: Rows, rows: AsyncIterable[Mapping[str, Any]], told: Told) -> Filled:
     total = NOTHING
     start = 0
     async for chunk in _chunks(rows):
-        total = await _add_all(study, make.many(chunk, start), total)
+        total = await _add_all(study, make.many(chunk, start), total, told)
         start += len(chunk)
     return await _seen_off(study, total)
 
