@@ -7,6 +7,7 @@ from typing import Any
 
 from asyncexp.config.form import TYPE_SCHEMA, ConfigurationForm
 
+TITLE = "asyncexp experiment configuration"
 _INTERPOLATION = {"type": "string", "pattern": r"\$\{"}
 
 
@@ -14,11 +15,10 @@ def json_schema() -> dict[str, Any]:
     """What the YAML of an experiment may look like. Any value may also be an interpolation, `${…}`."""
     schema = ConfigurationForm.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "asyncexp experiment configuration"
     keyfields = schema["$defs"]["TableForm"]["properties"]["keyfields"]
     keyfields["additionalProperties"] = {"anyOf": [keyfields["additionalProperties"], TYPE_SCHEMA]}
     loosened: dict[str, Any] = _loosened(schema)
-    return loosened
+    return {"title": TITLE, **loosened}
 
 
 def text() -> str:
