@@ -63,10 +63,13 @@ def mark(good: bool) -> Text:
 
 
 def grid(headings: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, right: Iterable[str] = ()) -> None:
-    """A table without lines: columns named in `right` are numbers; the last one takes what room is left."""
+    """A table without lines: columns named in `right` are numbers; the last one takes what room is left.
+
+    Without any words for headings it has none.
+    """
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(headings))
     numbers = set(right)
     for heading in headings:
         side = "right" if heading in numbers else "left"

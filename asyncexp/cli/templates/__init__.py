@@ -1,0 +1,1 @@
+"""The projects that `asyncexp init` makes, as real files."""
