@@ -154,4 +154,22 @@ def _tell(error: Exception) -> None:
 
     from asyncexp.cli.output import note
 
-    note(Text.assemble(("error: ", "bold red"), str(error)))
+    note(Text.assemble(("error: ", "bold red"), for_shell(str(error))))
+
+
+_IN_SHELL = (
+    (
+        "fill it first (`fill_table_from_config()`), or call `create_table()`",
+        "fill it first (`asyncexp fill`), or make it empty (`asyncexp create`)",
+    ),
+    ("call create_table(create_database=True)", "add it by `asyncexp fill --create-database`"),
+    ("call `migrate()`", "run `asyncexp migrate`"),
+    ("Call `migrate()`", "Run `asyncexp migrate`"),
+)
+
+
+def for_shell(words: str) -> str:
+    """What an error says, with commands in place of methods."""
+    for method, line in _IN_SHELL:
+        words = words.replace(method, line)
+    return words

@@ -1,1 +1,141 @@
-"""Nothing yet."""
+"""Upkeep of the tables: `create`, `migrate`, `delete-table`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
+
+from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
+from asyncexp.cli.place import Place
+
+PANEL = "Upkeep"
+
+
+@command(PANEL)
+async def create(
+    place: Place,
+    create_database: Annotated[
+        bool, typer.Option("--create-database", help="Make the database on the server, too, if it is missing.")
+    ] = False,
+) -> None:
+    """Makes the tables without any rows, for programs that add their own; `fill` makes them, too.
+
+    \b
+    Example:
+      asyncexp create --create-database
+    """
+    from asyncexp.cli import output
+
+    experimenter = place.experimenter()
+    try:
+        await experimenter.create_table(create_database=create_database)
+    finally:
+        await experimenter.aclose()
+    if place.json:
+        output.write_json({"table": place.schema.name, "tables": [table.name for table in place.schema.tables]})
+    else:
+        output.say(output.mark(True), f"The tables of {place.schema.name} are there")
+
+
+@command(PANEL)
+async def migrate(
+    place: Place,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be added.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> int | None:
+    """Adds to the tables what the configuration has and they lack; takes over tables of PyExperimenter.
+
+    Nothing is dropped or retyped. Rows that are there have NULL in new result fields, and the `default:` of new
+    keyfields.
+
+    \b
+    Examples:
+      asyncexp migrate --dry-run
+      asyncexp migrate --yes
+    """
+    from asyncexp.cli import output
+
+    experimenter = place.experimenter()
+    try:
+        lacking = await experimenter.preview_migration()
+        if lacking and not dry_run:
+            if not place.json:
+                _show(place, lacking, "would be added")
+            if not output.asked("Add this to the tables?", yes=yes):
+                output.note("Nothing was changed.")
+                return NOT_ALL_WELL
+            await experimenter.migrate()
+    finally:
+        await experimenter.aclose()
+    _tell(place, lacking, dry_run)
+    return None
+
+
+def _tell(place: Place, lacking: Mapping[str, Sequence[str]], dry_run: bool) -> None:
+    from asyncexp.cli import output
+
+    if place.json:
+        output.write_json({"migrated": bool(lacking) and not dry_run, "lacking": lacking})
+    elif not lacking:
+        output.say(output.mark(True), f"The tables of {place.schema.name} lack nothing")
+    elif dry_run:
+        _show(place, lacking, "would be added")
+        output.say("Nothing was changed.")
+    else:
+        output.say(output.mark(True), "Added")
+
+
+def _show(place: Place, lacking: Mapping[str, Sequence[str]], what: str) -> None:
+    """A table that would be made is told by its name alone."""
+    from asyncexp.cli import output
+
+    whole = {table.name: [column.name for column in table.columns] for table in place.schema.tables}
+    lines = [
+        (name, "the table, which is missing" if list(columns) == whole.get(name) else ", ".join(columns))
+        for name, columns in lacking.items()
+    ]
+    output.grid(("table", what), lines)
+
+
+@command(PANEL, name="delete-table")
+async def delete_table(
+    place: Place,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> int | None:
+    """Deletes the table with all that belongs to it: rows, results, logs, workers. Nothing brings it back.
+
+    It asks for the table's name to be typed. Single rows are deleted by `asyncexp delete`.
+
+    \b
+    Example:
+      asyncexp delete-table --table old_study
+    """
+    from asyncexp.cli import output
+
+    name = place.schema.name
+    async with place.open() as experimenter:
+        counts = await experimenter.counts()
+        if not yes and not _typed(name, sum(counts.values()), counts["running"]):
+            output.note("Nothing was deleted.")
+            return NOT_ALL_WELL
+        await experimenter.delete_table()
+    if place.json:
+        output.write_json({"table": name, "rows": sum(counts.values())})
+    else:
+        output.say(output.mark(True), f"{name} deleted, with {output.count(sum(counts.values()), 'row')}")
+    return None
+
+
+def _typed(name: str, rows: int, running: int) -> bool:
+    """Whether somebody types the table's name."""
+    from asyncexp.cli import output
+
+    what = f"{name} and its {output.count(rows, 'row')} are deleted, with results and logs"
+    if not sys.stdin.isatty():
+        raise Refused(f"{what}. Nobody is here to be asked: add --yes")
+    output.note(f"{what}{f'; {running:,} of them run now' if running else ''}.")
+    given: str = typer.prompt("Type the table's name to delete it", default="", show_default=False, err=True)
+    return given.strip() == name

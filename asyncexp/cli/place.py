@@ -46,9 +46,27 @@ class Place:
 
     @asynccontextmanager
     async def open(self, **more: Any) -> AsyncIterator[Experimenter]:
-        """An experimenter that is closed at the end."""
-        async with self.experimenter(**more) as experimenter:
+        """An experimenter on tables that are there; it is closed at the end.
+
+        Raises:
+            Refused: there is no SQLite file yet; to open it would make it.
+        """
+        experimenter = self.experimenter(**more)
+        self._see_the_file(experimenter.configuration)
+        async with experimenter:
             yield experimenter
+
+    def _see_the_file(self, configuration: Configuration) -> None:
+        from asyncexp import config
+        from asyncexp.cli.command import DATABASE, Refused
+
+        if configuration.database.provider != "sqlite":
+            return
+        file = Path(config.target(configuration, self.credentials).database)
+        if not file.exists():
+            table = configuration.database.table.name
+            words = f"There is no table {table!r} yet, and no file {file}: fill it first (`asyncexp fill`)"
+            raise Refused(words, DATABASE)
 
     @cached_property
     def configuration(self) -> Configuration:
