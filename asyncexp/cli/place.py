@@ -45,14 +45,15 @@ class Place:
         )
 
     @asynccontextmanager
-    async def open(self, **more: Any) -> AsyncIterator[Experimenter]:
-        """An experimenter on tables that are there; it is closed at the end.
+    async def open(self, *, new: bool = False, **more: Any) -> AsyncIterator[Experimenter]:
+        """An experimenter on tables that are there, unless they may be `new`; it is closed at the end.
 
         Raises:
             Refused: there is no SQLite file yet; to open it would make it.
         """
         experimenter = self.experimenter(**more)
-        self._see_the_file(experimenter.configuration)
+        if not new:
+            self._see_the_file(experimenter.configuration)
         async with experimenter:
             yield experimenter
 

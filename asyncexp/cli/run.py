@@ -320,7 +320,9 @@ async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_mu
 
     keywords = {"progress": not wish.quiet, **wish.keywords}
     with _stdout_kept(place.json):
-        async with place.open(name=wish.name, use_codecarbon=wish.energy, **_logging(place, wish)) as experimenter:
+        async with place.open(
+            new=wish.fill, name=wish.name, use_codecarbon=wish.energy, **_logging(place, wish)
+        ) as experimenter:
             if wish.fill:
                 await experimenter.fill_table_from_config()
             if all_must_be_paused:
