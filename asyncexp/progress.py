@@ -1,7 +1,7 @@
 """How far a call of `execute` is: a bar on a terminal, plain lines elsewhere, or the caller's own function.
 
-Being told costs next to nothing (one assignment for the bar); a thread of its own draws, a few times a
-second, so that the clock goes on while experiments take their time.
+Being told costs next to nothing: samples are enough for what is shown here. A thread of its own draws, a few
+times a second, so that the clock goes on while experiments take their time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -36,7 +36,10 @@ RARER = ("running", "paused", "released", "lost", "retried")
 
 
 class Progress(Protocol):
-    """What is told how a call of `execute` stands: at every change, and once more at its end."""
+    """What is told how a call of `execute` stands: at every change, and once more at its end.
+
+    Who has an attribute `sampled` that is true is told a few times a second instead, which costs a run less.
+    """
 
     def __call__(self, summary: Summary, /) -> None: ...
 
@@ -63,19 +66,25 @@ def reporter(
         yield progress
     elif progress is False or stream is None:
         yield None
-    elif (console := _terminal(stream)) and _one_bar.acquire(blocking=False):
-        try:
-            yield from _bar(console, clock)
-        finally:
-            _one_bar.release()
-    elif progress or stream.isatty():
-        lines = Lines(stream, clock)
-        try:
-            yield lines
-        finally:
-            lines.end()
     else:
-        yield None
+        with claimed() as free:
+            if free and (console := terminal(stream)):
+                yield from _bar(console, clock)
+            elif progress or stream.isatty():
+                with plain(stream, clock) as lines:
+                    yield lines
+            else:
+                yield None
+
+
+@contextmanager
+def plain(stream: TextIO, clock: Clock = time.monotonic) -> Iterator[Lines]:
+    """Plain lines, the last one at the end."""
+    lines = Lines(stream, clock)
+    try:
+        yield lines
+    finally:
+        lines.end()
 
 
 class Pace:
@@ -135,6 +144,8 @@ def _anything_in(summary: Summary) -> bool:
 class Lines:
     """Plain lines, for files and pipes: at most one a second, and fewer the longer it takes."""
 
+    sampled = True
+
     def __init__(self, stream: TextIO, clock: Clock) -> None:
         self._stream: TextIO | None = stream
         self._clock = clock
@@ -178,6 +189,8 @@ def _say_unseen(error: Exception) -> None:
 
 class Bar:
     """What the bar shows; rich asks for it whenever it draws."""
+
+    sampled = True
 
     def __init__(self, console: Console, clock: Clock) -> None:
         self._console = console
@@ -258,9 +271,9 @@ def span_text(seconds: float) -> str:
 _one_bar = Lock()
 
 
-def _terminal(stream: TextIO) -> Console | None:
-    """A console that can draw a bar on `stream`, or None."""
-    if stream.closed or not stream.isatty():
+def terminal(stream: TextIO | None) -> Console | None:
+    """A console that can draw on `stream`, or None: nothing that can move its cursor is there."""
+    if stream is None or stream.closed or not stream.isatty():
         return None
     from rich.console import Console
 
@@ -268,40 +281,87 @@ def _terminal(stream: TextIO) -> Console | None:
     return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
-def _bar(console: Console, clock: Clock) -> Iterator[Bar]:
-    from rich.live import Live
+@contextmanager
+def claimed() -> Iterator[bool]:
+    """Whether nothing is drawn in this process yet; if so, nothing else is while inside."""
+    mine = _one_bar.acquire(blocking=False)
+    try:
+        yield mine
+    finally:
+        if mine:
+            _one_bar.release()
 
+
+def _bar(console: Console, clock: Clock) -> Iterator[Bar]:
     bar = Bar(console, clock)
-    live = Live(
-        console=console,
-        get_renderable=bar.line,
-        auto_refresh=False,  # its thread is not joined at the end; ours is
-        redirect_stdout=_is_terminal(sys.stdout),
-        redirect_stderr=_is_terminal(sys.stderr),
-    )
-    with ExitStack() as stack:
-        stack.enter_context(_up(live))
-        stack.enter_context(_logging_follows())
-        stack.callback(_finish, live, bar)
-        stack.enter_context(_drawn(live.refresh))
+
+    def finish(live: Live) -> None:
+        bar.over = True
+        live.transient = not _anything_in(bar.latest)
+
+    with drawn(console, bar.line, finish):
         yield bar
 
 
 @contextmanager
+def drawn(
+    console: Console,
+    look: Callable[[], RenderableType],
+    finish: Callable[[Live], None],
+    above: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """While inside, shows what `look` gives, a few times a second, below whatever is printed and logged.
+
+    An error of the terminal, or of `look`, ends the drawing and nothing else.
+
+    Args:
+        look: called in another thread.
+        finish: called before it is drawn for the last time.
+        above: called each time before it is drawn: what this prints on the console stays above.
+    """
+    from rich.live import Live
+
+    live = Live(
+        console=console,
+        get_renderable=look,
+        auto_refresh=False,  # its thread is not joined at the end; ours is
+        redirect_stdout=_is_terminal(sys.stdout),
+        redirect_stderr=_is_terminal(sys.stderr),
+    )
+
+    def draw() -> None:
+        if above is not None:
+            above()
+        live.refresh()
+
+    with ExitStack() as stack:
+        stack.enter_context(_up(live))
+        stack.enter_context(_logging_follows())
+        stack.callback(finish, live)
+        if above is not None:
+            stack.callback(_unless_gone, above)
+        stack.enter_context(_drawing(draw))
+        yield
+
+
+def _unless_gone(draw: Callable[[], None]) -> None:
+    with suppress(OSError, ValueError):
+        draw()
+
+
+@contextmanager
 def _up(live: Live) -> Iterator[None]:
-    live.start()
+    try:
+        live.start()
+    except OSError as error:
+        _say_unseen(error)
     try:
         yield
     finally:
         try:
             live.stop()
-        except OSError as error:  # a terminal that is gone must not cost the summary
+        except (OSError, ValueError) as error:  # a terminal that is gone must not cost the summary
             _say_unseen(error)
-
-
-def _finish(live: Live, bar: Bar) -> None:
-    bar.over = True
-    live.transient = not _anything_in(bar.latest)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -309,14 +369,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 @contextmanager
-def _drawn(draw: Callable[[], None]) -> Iterator[None]:
+def _drawing(draw: Callable[[], None]) -> Iterator[None]:
     over = Event()
 
     def keep_drawing() -> None:
         try:
             while not over.wait(1 / DRAWS_A_SECOND):
                 draw()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, experiments go on)
             _say_unseen(error)
 
     thread = Thread(target=keep_drawing, name="asyncexp progress", daemon=True)

@@ -52,6 +52,8 @@ ALIKE = 20
 RETRY_SLACK_SECONDS = 0.02
 """Added to a retry's delay, for databases whose clock counts milliseconds."""
 SHOWN_ERRORS = 20
+TELL_SECONDS = 0.05
+"""Who is told samples of the progress hears of a change within so long."""
 KEPT_FAILURES = 100
 LOCKED_SECONDS = 0.02
 """Rows that others have locked are looked for again after so long at first."""
@@ -172,6 +174,9 @@ class Run:
         self._wanted = wanted
         self._ids = dict.fromkeys(wanted.ids) if wanted.ids is not None else None
         self._report = report
+        self._sampled = bool(getattr(report, "sampled", False))
+        self._telling = False
+        """Whether the next sample is due already."""
         self._left: int | None = None
         self._loop = asyncio.get_running_loop()
         self._began = time.monotonic()
@@ -222,6 +227,7 @@ class Run:
             self._clear_timers()
             self._stop_looking()
             await self._pool.close()
+            self._tell_now()
             self.finished.set()
         if self._failure is not None:
             raise self._failure
@@ -678,6 +684,16 @@ class Run:
         self._tell()
 
     def _tell(self) -> None:
+        if self._report is None or self._telling:
+            return
+        if self._sampled and not self.finished.is_set():
+            self._telling = True
+            self._later(TELL_SECONDS, self._tell_now)
+        else:
+            self._tell_now()
+
+    def _tell_now(self) -> None:
+        self._telling = False
         if self._report is None:
             return
         try:
