@@ -51,6 +51,14 @@ def logger(name: str, level: int | str, file: Path | None) -> logging.Logger:
     return made
 
 
+def brief(made: logging.Logger) -> None:
+    """On standard error no more than warnings, and only when and what: for a program that says whose they are."""
+    for handler in made.handlers:
+        if isinstance(handler, _Stderr):
+            handler.setLevel(logging.WARNING)
+            handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+
+
 def _add(made: logging.Logger, handler: logging.Handler) -> None:
     handler.setFormatter(logging.Formatter(FORMAT))
     made.addHandler(handler)

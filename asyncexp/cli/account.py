@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asyncexp.cli.output import STATUS_STYLES, count
+from asyncexp.cli.output import STATUS_STYLES, count, one_line
 from asyncexp.progress import rate_text, span_text
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from asyncexp import Experimenter
-    from asyncexp.experiment import Summary
+    from asyncexp.experiment import Failure, Summary
 
 SHOWN_GROUPS = 5
+SHOWN_IDS = 5
 OUTCOMES = ("done", "error", "paused", "released", "lost", "retried")
 _STOPPED = {
     "SIGINT": "stopped by Ctrl-C",
@@ -27,13 +27,19 @@ _STOPPED = {
 }
 
 
-async def told(experimenter: Experimenter, summary: Summary, keywords: Mapping[str, Any], function: str) -> Text:
+async def told(
+    experimenter: Experimenter,
+    summary: Summary,
+    failures: Sequence[Failure],
+    keywords: Mapping[str, Any],
+    function: str,
+) -> Text:
     """The account of a run, over several lines."""
     from rich.text import Text
 
     if not _anything(summary) and not summary.stopped_by:
         return Text(await _why_nothing(experimenter, keywords, function))
-    lines = [_first(summary), *_errors(summary), *(Text(line) for line in _next(summary, function))]
+    lines = [_first(summary), *_errors(summary, failures), *(Text(line) for line in _next(summary, function))]
     return Text("\n").join(lines)
 
 
@@ -61,13 +67,18 @@ def _span(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else span_text(seconds)
 
 
-def _errors(summary: Summary) -> Iterable[Text]:
+def _errors(summary: Summary, failures: Sequence[Failure]) -> Iterable[Text]:
+    """The most frequent last lines, with the first IDs of each."""
     from rich.text import Text
 
-    groups = Counter(summary.errors).most_common()
-    for line, number in groups[:SHOWN_GROUPS]:
-        yield Text.assemble("  ", (f"{number} × ", "red"), line)
-    if more := summary.error - sum(number for _, number in groups[:SHOWN_GROUPS]):
+    groups: dict[str, list[int]] = {}
+    for failure in failures:
+        groups.setdefault(failure.line, []).append(failure.id)
+    shown = sorted(groups.items(), key=lambda group: -len(group[1]))[:SHOWN_GROUPS]
+    for line, ids in shown:
+        named = ", ".join(map(str, ids[:SHOWN_IDS])) + (", …" if len(ids) > SHOWN_IDS else "")
+        yield Text.assemble("  ", (f"{len(ids)} × ", "red"), one_line(line), (f"  (ID {named})", "bright_black"))
+    if (more := summary.error - sum(len(ids) for _, ids in shown)) > 0:
         yield Text(f"  … and {count(more, 'more error')}")
 
 

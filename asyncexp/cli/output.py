@@ -79,6 +79,14 @@ def grid(headings: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, r
     say(table)
 
 
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], " ")
+
+
+def one_line(text: str) -> str:
+    """A text from somebody's data, without what a terminal would take for an order."""
+    return text.translate(_CONTROLS)
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

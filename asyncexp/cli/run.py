@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncexp import Experimenter
-    from asyncexp.experiment import Summary
+    from asyncexp.cli.ending import Terminal
+    from asyncexp.experiment import Failure, Summary
 
 PANEL = "Run"
 _OWN = str(Path(__file__).parents[1])
@@ -316,19 +319,20 @@ def _stdout_kept(wanted: bool) -> Iterator[None]:
 
 
 async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_must_be_paused: bool) -> int:
-    from asyncexp.cli import account, output
+    from asyncexp.cli import account, ending, output
 
-    keywords = {"progress": not wish.quiet, **wish.keywords}
-    with _stdout_kept(place.json):
-        async with place.open(
-            new=wish.fill, name=wish.name, use_codecarbon=wish.energy, **_logging(place, wish)
-        ) as experimenter:
-            if wish.fill:
-                await experimenter.fill_table_from_config()
-            if all_must_be_paused:
-                await _must_be_paused(experimenter, wish.keywords.get("experiment_ids"))
-            summary = await experimenter.execute(function, **keywords)
-            told = await account.told(experimenter, summary, wish.keywords, wish.function)
+    terminal = ending.Terminal()
+    try:
+        with _stdout_kept(place.json), ending.handled(terminal) as ended:
+            async with _open(place, wish) as experimenter:
+                if all_must_be_paused:
+                    await _must_be_paused(experimenter, wish.keywords.get("experiment_ids"))
+                summary, failures = await _executed(experimenter, wish, function, terminal)
+                told = await account.told(experimenter, summary, failures, wish.keywords, wish.function)
+    except asyncio.CancelledError:
+        if not ended.by_signal:
+            raise
+        return TERMINATED
     if place.json:
         output.write_json(summary)
     else:
@@ -336,10 +340,34 @@ async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_mu
     return exit_code(summary)
 
 
-def _logging(place: Place, wish: Wish) -> dict[str, Any]:
-    if wish.log_file is None:
-        return {}
-    return {"log_file": wish.log_file, "log_level": "DEBUG" if place.debug else "INFO"}
+@asynccontextmanager
+async def _open(place: Place, wish: Wish) -> AsyncIterator[Experimenter]:
+    from asyncexp import logs
+
+    level = {} if wish.log_file is None or place.debug else {"log_level": "INFO"}
+    async with place.open(
+        new=wish.fill, name=wish.name, use_codecarbon=wish.energy, log_file=wish.log_file, **level
+    ) as experimenter:
+        if not place.debug:
+            logs.brief(logging.getLogger("py-experimenter"))
+        if wish.fill:
+            await experimenter.fill_table_from_config()
+        yield experimenter
+
+
+async def _executed(
+    experimenter: Experimenter, wish: Wish, function: Callable[..., Any], terminal: Terminal
+) -> tuple[Summary, Sequence[Failure]]:
+    from asyncexp import config
+    from asyncexp.cli import screen
+
+    database = experimenter.configuration.database
+    where = f"table {database.table.name} in {database.provider} {Path(database.database).name}"
+    given = {} if (grace := wish.keywords.get("grace")) is None else {"grace": grace}
+    seconds = config.execution(experimenter.configuration, **given).grace
+    async with screen.watching(experimenter, where, seconds, terminal, plain=wish.plain, quiet=wish.quiet) as watch:
+        summary = await experimenter.execute(function, progress=watch, handle_signals=True, **wish.keywords)
+    return summary, watch.failures
 
 
 def exit_code(summary: Summary) -> int:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -107,12 +108,15 @@ class Terminal:
             command, cwd=folder, env=dict(variables), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_take_it
         )
         os.close(theirs)
+        self._closed = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        while True:
+        while not self._closed:
             try:
+                if not select.select([self._ours], [], [], 0.05)[0]:
+                    continue
                 data = os.read(self._ours, 65536)
             except OSError:
                 return
@@ -121,6 +125,21 @@ class Terminal:
             with self._lock:
                 self.raw += data
                 self._stream.feed(data)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """As by dragging the corner of its window; the program is told."""
+        with self._lock:
+            gone = max(0, self._screen.lines - rows)
+            self._screen.resize(rows, columns)
+            self._screen.cursor.y = max(0, self._screen.cursor.y - gone)  # which pyte forgets
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def hang_up(self) -> None:
+        """As by closing its window."""
+        self._closed = True
+        self._reader.join()
+        os.close(self._ours)
+        self._ours = -1
 
     @property
     def lines(self) -> list[str]:
@@ -180,7 +199,8 @@ class Terminal:
             self.process.kill()
             self.process.wait()
         self._reader.join(5)
-        os.close(self._ours)
+        if self._ours >= 0:
+            os.close(self._ours)
 
 
 def _take_it() -> None:
