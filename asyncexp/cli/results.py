@@ -1,1 +1,241 @@
-"""Nothing yet."""
+"""Commands that take results out: `export`, `plot`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from asyncexp.cli import output
+from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
+from asyncexp.cli.place import Place
+from asyncexp.errors import unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from asyncexp.cli.export import Content
+    from asyncexp.cli.figures import Figure, Kind
+    from asyncexp.cli.source import Source
+    from asyncexp.cli.summarise import Wanted
+
+PANEL = "Results"
+
+Names = list[str] | None
+Where = Annotated[
+    Names, typer.Option("--where", "-w", metavar="COLUMN=VALUE", help="Rows with this value; again for more.")
+]
+Status = Annotated[Names, typer.Option(metavar="STATUS", help="Rows in this status, such as done.")]
+Log = Annotated[str | None, typer.Option(metavar="NAME", help="A log table, each line with its keyfields.")]
+Energy = Annotated[bool, typer.Option("--energy", help="The energy of the experiments, with their keyfields.")]
+AllAttempts = Annotated[
+    bool, typer.Option("--all-attempts", help="With --log: also lines of attempts that were lost or tried again.")
+]
+
+
+def _columns(help: str, metavar: str = "A,B") -> typer.models.OptionInfo:
+    found: typer.models.OptionInfo = typer.Option(metavar=metavar, help=help, rich_help_panel="Groups")
+    return found
+
+
+@command(PANEL)
+async def export(
+    place: Place,
+    file: Annotated[str, typer.Argument(help=".csv, .parquet, .xlsx, .json, .tex, .md; - is CSV on stdout.")],
+    where: Where = None,
+    status: Status = None,
+    columns: Annotated[Names, typer.Option(metavar="A,B", help="These columns, in this order.")] = None,
+    bookkeeping: Annotated[
+        bool, typer.Option("--bookkeeping", help="Also the columns that begin with an underscore.")
+    ] = False,
+    log: Log = None,
+    all_attempts: AllAttempts = False,
+    energy: Energy = False,
+    group_by: Annotated[Names, _columns("One row for each combination of these.")] = None,
+    mean: Annotated[Names, _columns("The mean in each group; likewise the others.")] = None,
+    std: Annotated[Names, _columns("The standard deviation (of a sample).")] = None,
+    median: Annotated[Names, _columns("The median.")] = None,
+    min: Annotated[Names, _columns("The least.")] = None,
+    max: Annotated[Names, _columns("The greatest.")] = None,
+    sum: Annotated[Names, _columns("The sum.")] = None,
+    count: Annotated[bool, typer.Option("--count", help="How many rows.", rich_help_panel="Groups")] = False,
+    decimals: Annotated[
+        int | None, typer.Option(min=0, max=15, metavar="N", help="In .tex and .md.", rich_help_panel="Groups")
+    ] = None,
+) -> None:
+    """Writes the table, a log table or groups of rows to a file, in the format that its ending says.
+
+    A file that is there is replaced, in one step. "duration", seconds from start to end, can be named like a column.
+
+    \b
+    Examples:
+      asyncexp export results.csv
+      asyncexp export done.parquet --status done --where kernel=rbf
+      asyncexp export table.tex --group-by kernel --mean accuracy --std accuracy
+      asyncexp export steps.csv --log steps
+      asyncexp export - --columns ID,accuracy | head
+    """
+    from asyncexp.cli import export as files
+    from asyncexp.cli.source import Source
+    from asyncexp.cli.summarise import Wanted
+
+    files.check(file)
+    source = Source(place, log, energy, tuple(where or ()), tuple(status or ()), all_attempts)
+    asked = {"mean": mean, "std": std, "median": median, "min": min, "max": max, "sum": sum}
+    wanted = Wanted(tuple(source.known("--group-by", group_by)), _statistics(source, asked), count)
+    content = await _content(source, wanted, _chosen(source, columns, bookkeeping, wanted))
+    content.decimals = decimals
+    files.write(content, file, as_json=place.json)
+    _told(place, file, content)
+
+
+def _statistics(source: Source, asked: dict[str, Names]) -> dict[str, list[str]]:
+    """Column -> what is told of it, the columns in the order in which they were first named."""
+    found: dict[str, list[str]] = {}
+    for statistic, names in asked.items():
+        for name in source.known(f"--{statistic}", names):
+            found.setdefault(name, []).append(statistic)
+    return found
+
+
+def _chosen(source: Source, columns: Names, bookkeeping: bool, wanted: Wanted) -> list[str]:
+    if wanted and (columns or bookkeeping):
+        raise Refused("--columns and --bookkeeping are for rows; of groups name what to tell: --mean, --std, …")
+    named = source.known("--columns", columns)
+    if named:
+        return named
+    return [name for name in source.types if name in source.shown or (bookkeeping and name.startswith("_"))]
+
+
+async def _content(source: Source, wanted: Wanted, columns: list[str]) -> Content:
+    from asyncexp.cli.export import Content
+    from asyncexp.cli.summarise import summarised
+
+    frame = await source.read()
+    if not wanted:
+        of_json = frozenset(name for name, type_ in source.types.items() if type_.name == "JSON")
+        return Content(frame[columns], of_json, exact=frozenset(source.place.schema.key_names))
+    content = Content(summarised(frame, wanted), spreads=wanted.spreads, exact=frozenset(wanted.by))
+    content.remarks += _left_out(frame, wanted)
+    return content
+
+
+def _left_out(frame: pd.DataFrame, wanted: Wanted) -> list[str]:
+    missing = {name: int(frame[name].isna().sum()) for name in wanted.statistics}
+    return [
+        f"{name}: {output.count(number, 'row')} without a value left out" for name, number in missing.items() if number
+    ]
+
+
+def _told(place: Place, file: str, content: Content) -> None:
+    """What was written; beside the rows themselves, if they went to standard output."""
+    from asyncexp.cli.export import STDOUT
+
+    for remark in content.remarks:
+        output.note(remark)
+    rows, columns = content.frame.shape
+    if file == STDOUT:
+        return
+    if place.json:
+        output.write_json({"file": file, "rows": rows, "columns": columns})
+    else:
+        output.say(f"{file}: {output.count(rows, 'row')}, {output.count(columns, 'column')}")
+
+
+# --------------------------------------------------------------------------------------------- plot
+
+
+@command(PANEL)
+async def plot(
+    place: Place,
+    y: Annotated[list[str], typer.Argument(metavar="COLUMN...", help="What is drawn; of several one plot each.")],
+    by: Annotated[str | None, typer.Option("--by", "-b", metavar="COLUMN", help="Over this column.")] = None,
+    hue: Annotated[str | None, typer.Option(metavar="COLUMN", help="A colour for each value of this one.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="box, points, bar, line, scatter, hist or count.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help=".png, .svg or .pdf, in place of the terminal.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Above the picture.")] = None,
+    where: Where = None,
+    status: Status = None,
+    log: Log = None,
+    all_attempts: AllAttempts = False,
+    energy: Energy = False,
+) -> None:
+    """Draws a column: in the terminal, or as a picture.
+
+    Of experiments those that are done are drawn, unless --status says otherwise (all: every one).
+    Numbers are shown as a histogram, by a column of names as boxes or points, by one of numbers as a line of means
+    with a band of one standard deviation, or as points; names are counted.
+
+    \b
+    Examples:
+      asyncexp plot accuracy --by kernel --hue dataset
+      asyncexp plot accuracy --by C -o accuracy.pdf
+      asyncexp plot status --by kernel
+      asyncexp plot loss --log steps --by step --hue kernel
+      asyncexp plot energy_consumed_kw --energy --by kernel
+    """
+    from asyncexp.cli import plot as pictures
+    from asyncexp.cli.source import Source
+
+    if out is not None:
+        pictures.check(out)
+    chosen = _kind(kind)
+    source = Source(place, log, energy, tuple(where or ()), tuple(status or ()), all_attempts)
+    columns = source.known("COLUMN", y)
+    [over] = source.known("--by", [by]) if by else [None]
+    [colour] = source.known("--hue", [hue]) if hue else [None]
+    figures = await _figures(_usual(source, [*columns, over, colour]), columns, over, colour, chosen)
+    if out is not None:
+        pictures.picture(figures, out, title)
+    _shown(place, figures, out, title)
+
+
+def _kind(word: str | None) -> Kind | None:
+    from asyncexp.cli.figures import KINDS
+
+    if word is None or word in KINDS:
+        return cast("Kind | None", word)
+    raise Refused(unknown("--kind: no kind", word, KINDS))
+
+
+def _usual(source: Source, columns: list[str | None]) -> Source:
+    """Only experiments that are done, if nobody says otherwise and it is not how they stand that is asked for."""
+    stands = {"status", "error", "creation_date"} & set(columns)
+    told = source.status or any(text.partition("=")[0].strip() == "status" for text in source.where)
+    return source if told or source.log is not None or stands else replace(source, status=("done",))
+
+
+async def _figures(
+    source: Source, columns: list[str], by: str | None, hue: str | None, kind: Kind | None
+) -> list[Figure]:
+    from asyncexp.cli.figures import figure
+
+    frame = await source.read()
+    if frame.empty and source.status == ("done",):
+        raise Refused("no experiment that is done is there to draw; --status all draws every one", NOT_ALL_WELL)
+    return [figure(frame, y, by, hue, kind, over_time=source.log is not None) for y in columns]
+
+
+def _shown(place: Place, figures: list[Figure], out: Path | None, title: str | None) -> None:
+    from asyncexp.cli.drawing import draw
+
+    for remark in dict.fromkeys(remark for figure in figures for remark in figure.remarks):
+        output.note(remark)
+    if place.json:
+        rows = [{"kind": figure.kind, "rows": figure.rows} for figure in figures]
+        output.write_json({"file": out, "plots": rows} if out is not None else figures)
+    elif out is not None:
+        output.say(f"{out}: " + "; ".join(_described(figure) for figure in figures))
+    else:
+        draw(figures, title)
+
+
+def _described(figure: Figure) -> str:
+    what = f"{figure.y} by {figure.x}" if figure.kind not in ("hist", "count") else figure.x
+    return f"{what}, {figure.kind}, {output.count(figure.rows, 'row')}"
