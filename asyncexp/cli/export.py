@@ -303,7 +303,7 @@ _TEX_CHARACTERS = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",  # by its number: babel makes a command of it, \textquotedbl is not in every encoding
     "\n": " ",
     "\r": " ",
     "\t": " ",
@@ -312,8 +312,8 @@ _TEX_CHARACTERS = {
 
 
 def _tex_text(text: str) -> str:
-    # Brackets after \\ would be taken for its argument.
     escaped = "".join(_TEX_CHARACTERS.get(character, character) for character in text)
+    # At the beginning of a row they would be taken for an argument of the \\\\ before.
     return "{}" + escaped if escaped.startswith(("[", "*")) else escaped
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from asyncexp.cli import output
+from asyncexp.cli import complete, output
 from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
 from asyncexp.cli.place import Place
 from asyncexp.errors import unknown
@@ -25,18 +25,32 @@ PANEL = "Results"
 
 Names = list[str] | None
 Where = Annotated[
-    Names, typer.Option("--where", "-w", metavar="COLUMN=VALUE", help="Rows with this value; again for more.")
+    Names,
+    typer.Option(
+        "--where",
+        "-w",
+        metavar="COLUMN=VALUE",
+        help="Rows with this value; again for more.",
+        autocompletion=complete.where,
+    ),
 ]
-Status = Annotated[Names, typer.Option(metavar="STATUS", help="Rows in this status, such as done.")]
-Log = Annotated[str | None, typer.Option(metavar="NAME", help="A log table, each line with its keyfields.")]
+Status = Annotated[
+    Names, typer.Option(metavar="STATUS", help="Rows in this status, such as done.", autocompletion=complete.statuses)
+]
+Log = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A log table, each line with its keyfields.", autocompletion=complete.logtables),
+]
 Energy = Annotated[bool, typer.Option("--energy", help="The energy of the experiments, with their keyfields.")]
 AllAttempts = Annotated[
     bool, typer.Option("--all-attempts", help="With --log: also lines of attempts that were lost or tried again.")
 ]
 
 
-def _columns(help: str, metavar: str = "A,B") -> typer.models.OptionInfo:
-    found: typer.models.OptionInfo = typer.Option(metavar=metavar, help=help, rich_help_panel="Groups")
+def _columns(help: str) -> typer.models.OptionInfo:
+    found: typer.models.OptionInfo = typer.Option(
+        metavar="A,B", help=help, rich_help_panel="Groups", autocompletion=complete.results
+    )
     return found
 
 
@@ -46,7 +60,9 @@ async def export(
     file: Annotated[str, typer.Argument(help=".csv, .parquet, .xlsx, .json, .tex, .md; - is CSV on stdout.")],
     where: Where = None,
     status: Status = None,
-    columns: Annotated[Names, typer.Option(metavar="A,B", help="These columns, in this order.")] = None,
+    columns: Annotated[
+        Names, typer.Option(metavar="A,B", help="These columns, in this order.", autocompletion=complete.results)
+    ] = None,
     bookkeeping: Annotated[
         bool, typer.Option("--bookkeeping", help="Also the columns that begin with an underscore.")
     ] = False,
@@ -150,9 +166,20 @@ def _told(place: Place, file: str, content: Content) -> None:
 @command(PANEL)
 async def plot(
     place: Place,
-    y: Annotated[list[str], typer.Argument(metavar="COLUMN...", help="What is drawn; of several one plot each.")],
-    by: Annotated[str | None, typer.Option("--by", "-b", metavar="COLUMN", help="Over this column.")] = None,
-    hue: Annotated[str | None, typer.Option(metavar="COLUMN", help="A colour for each value of this one.")] = None,
+    y: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COLUMN...", help="What is drawn; of several one plot each.", autocompletion=complete.results
+        ),
+    ],
+    by: Annotated[
+        str | None,
+        typer.Option("--by", "-b", metavar="COLUMN", help="Over this column.", autocompletion=complete.results),
+    ] = None,
+    hue: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="A colour for each value of this one.", autocompletion=complete.results),
+    ] = None,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="box, points, bar, line, scatter, hist or count.")
     ] = None,

@@ -169,6 +169,22 @@ async def test_latex_is_escaped_and_has_mean_and_deviation_in_one_column(odd: Sh
     ]
 
 
+@executes_nothing
+def test_latex_takes_every_character_and_number(tmp_path: Path) -> None:
+    from asyncexp.cli import export
+
+    rows = pd.DataFrame(
+        {"a": ["[x]", '"q" ~^\\<>|{}#', None], "n": [-1.5e-7, 2e-5, None], "i": pd.array([-1, 2, None], "Int64")}
+    )
+    export.write(export.Content(rows, exact=frozenset("i")), str(tmp_path / "t.tex"))
+    assert (tmp_path / "t.tex").read_text().splitlines()[5:8] == [
+        r"{}[x] & $-1.500 \times 10^{-7}$ & $-1$ \\",
+        r"\char34{}q\char34{} \textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\textgreater{}"
+        r"\textbar{}\{\}\# & $2.000 \times 10^{-5}$ & 2 \\",
+        r"-- & -- & -- \\",
+    ]
+
+
 # ---------------------------------------------------------------------------------- standard output
 
 
@@ -186,14 +202,19 @@ async def test_bookkeeping_comes_when_it_is_asked_for(odd: Shell) -> None:
     assert {"_attempt", "_worker"} <= set(pd.read_csv(odd.folder / "out.csv"))
 
 
-@sqlite_only
-async def test_a_table_without_rows_is_a_file_with_columns(odd: Shell) -> None:
-    for ending in ("csv", "parquet", "xlsx", "json", "tex", "md"):
-        assert odd.json("export", f"none.{ending}", "--where", "seed=9")["rows"] == 0
-        assert (
-            odd.json("export", f"none.{ending}", "--where", "seed=9", "--group-by", "c", "--mean", "seed")["rows"] == 0
-        )
-    assert list(pd.read_parquet(odd.folder / "none.parquet")) == ["c", "seed_mean"]
+@executes_nothing
+def test_a_table_without_rows_is_a_file_with_columns(tmp_path: Path) -> None:
+    from asyncexp.cli import export
+    from asyncexp.cli.summarise import Wanted, summarised
+
+    none = pd.DataFrame({"c": pd.array([], "Int64"), "seed": pd.array([], "float64"), "tree": pd.array([], "object")})
+    groups = summarised(none, Wanted(("c",), {"seed": ["mean"]}, count=True))
+    for ending in export.WRITERS:
+        export.write(export.Content(none, frozenset({"tree"})), str(tmp_path / f"rows{ending}"))
+        export.write(export.Content(groups), str(tmp_path / f"groups{ending}"))
+    assert list(pd.read_parquet(tmp_path / "rows.parquet")) == ["c", "seed", "tree"]
+    assert list(pd.read_csv(tmp_path / "groups.csv")) == ["c", "seed_mean", "count"]
+    assert json.loads((tmp_path / "rows.json").read_text()) == []
 
 
 # ------------------------------------------------------------------------------- whole or not at all
