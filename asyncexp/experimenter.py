@@ -34,7 +34,7 @@ from asyncexp.pools.base import check_function, lineage
 from asyncexp.results import ResultProcessor, SyncResultProcessor
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
-from asyncexp.store import life, look, migrate, read, rows, setup
+from asyncexp.store import life, look, migrate, read, rights, rows, server, setup
 from asyncexp.store import workers as worker_rows
 from asyncexp.store.claim import Wanted
 from asyncexp.store.fill import Filled, KeyRow, Preview, preview
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from asyncexp.config.models import Configuration, ExecutionConfig, SshConfig
     from asyncexp.store.look import Overview
     from asyncexp.store.read import ErrorGroup, PastAttempt
+    from asyncexp.store.rights import Rights
+    from asyncexp.store.server import ServerInfo
     from asyncexp.store.workers import WorkerInfo
     from asyncexp.tunnel import Tunnel
 
@@ -329,6 +331,14 @@ class Experimenter:
         lacking = await migrate.missing(study, self._configuration.database.table.keyfields)
         made = {table.name: list(table.columns) for table in study.schema.tables if table.name not in lacking}
         return {name: [column.name for column in columns] for name, columns in {**lacking, **made}.items() if columns}
+
+    async def check_rights(self) -> Rights:
+        """Tries what this user may do to the tables and to make some, each by a statement that changes nothing."""
+        return await rights.tried((await self._session(tables=False)).study)
+
+    async def server(self) -> ServerInfo:
+        """Which server this is, how it was reached, how its clock goes, and how many connections it has left."""
+        return await server.asked((await self._session(tables=False)).study)
 
     async def delete_table(self) -> None:
         """Drops everything that belongs to the table."""

@@ -155,6 +155,8 @@ class PyExperimenter:
     attempts = _blocking(Experimenter.attempts)
     preview_fill = _blocking(Experimenter.preview_fill)
     preview_migration = _blocking(Experimenter.preview_migration)
+    check_rights = _blocking(Experimenter.check_rights)
+    server = _blocking(Experimenter.server)
     errors = _blocking(Experimenter.errors)
     get_table = _blocking(Experimenter.get_table)
     get_codecarbon_table = _blocking(Experimenter.get_codecarbon_table)

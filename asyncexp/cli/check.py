@@ -1,1 +1,410 @@
-"""Nothing yet."""
+"""`check`: whether everything is in place for a study to run, finding by finding, and what to do about each."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asyncexp.cli.command import NOT_ALL_WELL, command, for_shell
+from asyncexp.cli.place import Place
+from asyncexp.errors import ConfigError, DatabaseCreationError, DatabaseError, NoConfigFileError, PyExperimenterError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from asyncexp import Experimenter
+    from asyncexp.config.models import Configuration
+    from asyncexp.store.rights import Rights
+    from asyncexp.store.server import ServerInfo
+
+PANEL = "Begin"
+LITTLE_ROOM_BYTES = 200_000_000
+FEW_CONNECTIONS = 5
+CLOCK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the result."""
+
+    name: str
+    ok: bool | None
+    """None: it was skipped."""
+    words: str
+    mend: str = ""
+    """What to do about it, or what to know of it."""
+
+
+@dataclass
+class Findings:
+    """All lines, in their order."""
+
+    lines: list[Finding] = field(default_factory=list)
+
+    def good(self, name: str, words: str, advice: str = "") -> None:
+        self.lines.append(Finding(name, True, words, advice))
+
+    def bad(self, name: str, words: str, mend: str = "") -> None:
+        self.lines.append(Finding(name, False, for_shell(words), mend))
+
+    def skip(self, why: str, *names: str) -> None:
+        self.lines += [Finding(name, None, f"skipped: {why}") for name in names]
+
+    @property
+    def all_well(self) -> bool:
+        return all(line.ok is not False for line in self.lines)
+
+
+@command(PANEL)
+async def check(
+    place: Place,
+    function: Annotated[
+        str | None,
+        typer.Argument(metavar="[FUNCTION]", help="Look at this function, too: module:function or file.py:function."),
+    ] = None,
+) -> int | None:
+    """Whether all is in place: configuration, credentials, connection, rights, tables; and what to do if not.
+
+    Nothing is changed. Ends with 1 if something is wrong.
+
+    \b
+    Examples:
+      asyncexp check
+      asyncexp check experiment.py:run_experiment
+    """
+    from asyncexp.cli import output
+
+    found = Findings()
+    experimenter = _configuration(found, place)
+    if experimenter is not None:
+        await _database(found, place, experimenter)
+    is_async = None if function is None else _function(found, function)
+    if experimenter is not None:
+        _machine(found, experimenter.configuration, is_async)
+    if place.json:
+        output.write_json(found.lines)
+    else:
+        _show(found)
+    return None if found.all_well else NOT_ALL_WELL
+
+
+def _show(found: Findings) -> None:
+    from rich.table import Table
+
+    from asyncexp.cli import output
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for overflow in ("ellipsis", "ellipsis", "fold"):  # a long path is to be read, too
+        table.add_column(overflow=overflow)
+    for line in found.lines:
+        sign = output.mark(line.ok) if line.ok is not None else "-"
+        table.add_row(sign, line.name, _words(line))
+    output.say(table)
+
+
+def _words(line: Finding) -> Text:
+    from rich.text import Text
+
+    arrow = "→" if _utf() else "->"
+    mend = f"\n{arrow} {line.mend}" if line.mend else ""
+    return Text.assemble((line.words, "bright_black" if line.ok is None else ""), (mend, "bold" if not line.ok else ""))
+
+
+def _utf() -> bool:
+    from asyncexp.cli import output
+
+    return output.out().encoding.lower().startswith("utf")
+
+
+# ----------------------------------------------------------------------------------- configuration
+
+
+def _configuration(found: Findings, place: Place) -> Experimenter | None:
+    try:
+        experimenter = place.experimenter()
+    except ConfigError as wrong:
+        for line in str(wrong).splitlines():
+            missing = isinstance(wrong, NoConfigFileError) and place.config is None
+            found.bad("configuration", line, "asyncexp init makes a project with one" if missing else "")
+        found.skip("there is no configuration", "credentials", "connection", "rights", "tables")
+        return None
+    configuration = experimenter.configuration
+    database = configuration.database
+    where = configuration.path.name if configuration.path is not None else ""
+    what = f"table {database.table.name} in the {database.provider} database {database.database}"
+    found.good("configuration", f"{where}: {what}")
+    return experimenter
+
+
+def _credentials(found: Findings, place: Place, configuration: Configuration) -> bool:
+    """Whether they are as they must be; what they are is told nowhere."""
+    from asyncexp import config
+
+    if configuration.database.provider == "sqlite":
+        found.good("credentials", "none are needed for SQLite")
+        return True
+    try:
+        config.target(configuration, place.credentials)
+        config.ssh(configuration, place.credentials)
+    except ConfigError as wrong:
+        found.bad("credentials", str(wrong))
+        return False
+    file = configuration.credentials
+    if file is not None:
+        found.good("credentials", f"{file}, {stat.filemode(file.stat().st_mode)}")
+    else:
+        found.good("credentials", "from the environment, or the files of the database's own clients")
+    return True
+
+
+# ----------------------------------------------------------------------------------------- database
+
+
+async def _database(found: Findings, place: Place, experimenter: Experimenter) -> None:
+    if not _credentials(found, place, experimenter.configuration):
+        found.skip("without credentials", "connection", "rights", "tables")
+        return
+    if experimenter.configuration.database.provider == "sqlite" and not _file(found, place, experimenter.configuration):
+        return
+    async with _connected(found, experimenter) as server:
+        if server is None:
+            found.skip("there is no connection", "rights", "tables")
+            return
+        _server(found, experimenter.configuration, server)
+        rights = await experimenter.check_rights()
+        _rights(found, experimenter.configuration.database.table.name, rights)
+        if await _tables(found, experimenter, rights):
+            await _workers(found, experimenter)
+        else:
+            found.skip("without its tables", "workers")
+
+
+@asynccontextmanager
+async def _connected(found: Findings, experimenter: Experimenter) -> AsyncIterator[ServerInfo | None]:
+    try:
+        try:
+            server = await experimenter.server()
+        except DatabaseCreationError as missing:
+            found.bad("connection", str(missing), "asyncexp fill --create-database makes it, if this user may")
+            server = None
+        except DatabaseError as refused:
+            found.bad("connection", str(refused))
+            server = None
+        yield server
+    finally:
+        await experimenter.aclose()
+
+
+def _file(found: Findings, place: Place, configuration: Configuration) -> bool:
+    """Whether an SQLite file is there; to connect to one that is not would make it."""
+    from asyncexp import config
+    from asyncexp.db.sqlite import look_at_the_place
+
+    file = Path(config.target(configuration, place.credentials).database)
+    try:
+        look_at_the_place(file)
+    except DatabaseError as wrong:
+        found.bad("file", str(wrong))
+        found.skip("the file cannot be used", "connection", "rights", "tables")
+        return False
+    _room(found, file.parent)
+    if file.exists():
+        return True
+    found.good("tables", f"none yet, and no file {file.name}", "asyncexp fill makes them")
+    found.skip("there is no file yet", "connection", "rights", "workers")
+    return False
+
+
+def _room(found: Findings, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    words = f"{folder} can be written to, on a local disk with {free / 1e9:,.1f} GB free"
+    if free < LITTLE_ROOM_BYTES:
+        found.bad("file", words, "make room, or put the database elsewhere: `database` takes a path")
+    else:
+        found.good("file", words)
+
+
+def _server(found: Findings, configuration: Configuration, server: ServerInfo) -> None:
+    if server.most_connections is None:
+        found.good("connection", server.version)
+    else:
+        database = configuration.database
+        tls = f"encrypted by {server.tls}" if server.tls else "not encrypted"
+        insist = "" if server.tls or database.use_ssh_tunnel else "`tls: verify-full` insists on encryption"
+        way = ", through an SSH tunnel" if database.use_ssh_tunnel else ""
+        found.good("connection", f"{server.version}, {tls}{way}", insist)
+        _room_for_workers(found, server)
+        _clock(found, server.clock_seconds)
+
+
+def _room_for_workers(found: Findings, server: ServerInfo) -> None:
+    free, most = server.free_connections, server.most_connections
+    assert free is not None
+    words = f"{free} of {most} are free; a worker takes two"
+    if free < FEW_CONNECTIONS:
+        found.bad("connections", words, "end workers or other programs that hold some, or raise max_connections")
+    else:
+        found.good("connections", words)
+
+
+def _clock(found: Findings, ahead: float) -> None:
+    """Nothing goes wrong by it, for all dates are the database's; but who compares them with a log is misled."""
+    if abs(ahead) < CLOCK_SECONDS:
+        found.good("clock", f"the server's is within {CLOCK_SECONDS:g} s of this machine's")
+    else:
+        which = "ahead of" if ahead > 0 else "behind"
+        words = f"the server's is {abs(ahead):,.0f} s {which} this machine's"
+        found.good("clock", words, "harmless here, where all dates are the server's; dates in your logs will differ")
+
+
+def _rights(found: Findings, table: str, rights: Rights) -> None:
+    """What is lacking for rows is wrong; who may make no tables needs that only where some are lacking."""
+    whom = f"{rights.user} may " if rights.user else "may "
+    rows = [right for right in rights.refused if right.table is not None]
+    making = [right for right in rights.refused if right.table is None]
+    grants = " ".join(rights.grants)
+    for name in dict.fromkeys(right.table for right in rows):
+        actions = ", ".join(right.action for right in rows if right.table == name)
+        found.bad("rights", f"{whom}not {actions} on {name}")
+    if making and table not in rights.tables:
+        found.bad("rights", f"{whom}not {', '.join(right.action for right in making)}: {making[0].refusal}")
+    if rows or (making and table not in rights.tables):
+        found.lines[-1] = Finding("rights", False, found.lines[-1].words, f"the administrator runs: {grants}")
+    elif making:
+        found.good("rights", f"{whom}read and write all {len(rights.tables)} tables, and make none", _ASK_FOR_MIGRATE)
+    elif rights.tables:
+        found.good("rights", f"{whom}read and write all {len(rights.tables)} tables, and make some")
+    else:
+        found.good("rights", f"{whom}make tables")
+
+
+_ASK_FOR_MIGRATE = "enough to run; asyncexp migrate needs more"
+
+
+async def _tables(found: Findings, experimenter: Experimenter, rights: Rights) -> bool:
+    """Whether they are there, and as the configuration describes them."""
+    name = experimenter.configuration.database.table.name
+    try:
+        lacking = await experimenter.preview_migration()
+    except DatabaseError as wrong:
+        found.bad("tables", str(wrong))
+        return False
+    if not lacking:
+        found.good("tables", f"{name} and what belongs to it are as configured")
+        return True
+    if "ID" in lacking.get(name, ()):
+        _missing(found, name, hidden=name in rights.tables)
+    elif "_attempt" in lacking.get(name, ()):
+        found.bad("tables", f"{name} was made by PyExperimenter", "save a copy; then asyncexp migrate takes it over")
+    else:
+        found.bad("tables", _lacking(lacking), "asyncexp migrate adds it")
+    return False
+
+
+def _missing(found: Findings, name: str, *, hidden: bool) -> None:
+    if hidden:
+        found.bad("tables", f"{name} is not there, or this user may not see it")
+    else:
+        found.good("tables", f"{name} is not there yet", "asyncexp fill makes it")
+
+
+def _lacking(lacking: dict[str, list[str]]) -> str:
+    parts = []
+    for table, columns in lacking.items():
+        parts.append(f"{table} is missing" if "ID" in columns else f"{table} lacks {', '.join(columns)}")
+    return "; ".join(parts)
+
+
+async def _workers(found: Findings, experimenter: Experimenter) -> None:
+    from asyncexp.cli import output
+
+    workers = await experimenter.workers()
+    live = sum(worker.state == "live" for worker in workers)
+    lost = [worker for worker in workers if worker.state == "lost" and worker.running]
+    if lost:
+        held = output.count(sum(worker.running for worker in lost), "row")
+        who = ", ".join(f"{worker.name} on {worker.machine}, pid {worker.pid}" for worker in lost[:3])
+        words = f"{output.count(len(lost), 'lost worker')} with {held}: {who}"
+        found.bad("workers", words, "asyncexp run takes the rows over; end the worker if it still lives")
+    else:
+        found.good("workers", f"{output.count(live, 'live worker')}, none lost with rows")
+
+
+# ---------------------------------------------------------------------------- function and machine
+
+
+def _function(found: Findings, target: str) -> bool | None:
+    """Whether it is asynchronous; None if it cannot be used."""
+    from asyncexp.pools.base import check_function, is_async
+
+    try:
+        function = _imported(target)
+        check_function(target, function, "keyfields", "result_processor", "custom_fields")
+    except ModuleNotFoundError as missing:
+        package = "scikit-learn" if missing.name == "sklearn" else missing.name
+        found.bad("function", f"{target} cannot be imported: {missing}", f"pip install {package}, or mend the name")
+    except PyExperimenterError as wrong:
+        found.bad("function", str(wrong))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # noqa: BLE001  (whatever the module raises, sys.exit too)
+        words = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        found.bad("function", f"{target} cannot be imported: {words}", _line_of(failure))
+    else:
+        asynchronous = is_async(function)
+        how = "`async def`: tasks of one process" if asynchronous else "`def`: each in a child process"
+        found.good("function", f"{target}, {how}")
+        return asynchronous
+    return None
+
+
+def _imported(target: str) -> Callable[..., Any]:
+    """What it prints goes to standard error: standard output is for the result."""
+    from asyncexp.cli.words import function
+
+    with redirect_stdout(sys.stderr):
+        return function(target)
+
+
+def _line_of(failure: BaseException) -> str:
+    import traceback
+
+    frames = traceback.extract_tb(failure.__traceback__)
+    last = frames[-1] if frames else None
+    if isinstance(failure, SyntaxError):
+        return f"mend line {failure.lineno} of {failure.filename}"
+    return f"mend line {last.lineno} of {last.filename}" if last else ""
+
+
+def _machine(found: Findings, configuration: Configuration, is_async: bool | None) -> None:
+    from asyncexp.config.models import usable_cores
+
+    cores, wanted = usable_cores(), configuration.slots()
+    own_process = configuration.execution.pool == "process" or (is_async is False and not configuration.execution.pool)
+    advice = "`n_jobs: -1` is as many as there are cores" if own_process and wanted > cores else ""
+    found.good("n_jobs", f"{wanted} at once, on {cores} usable cores", advice)
+    _energy(found, configuration)
+
+
+def _energy(found: Findings, configuration: Configuration) -> None:
+    from asyncexp.emissions.settings import knows_intensity
+
+    try:
+        number = version("codecarbon")
+    except PackageNotFoundError:
+        found.bad("energy", "codecarbon is not installed", "pip install codecarbon, or asyncexp run --no-energy")
+        return
+    if knows_intensity(configuration.codecarbon):
+        found.good("energy", f"codecarbon {number} records energy and emissions")
+    else:
+        advice = "`CodeCarbon: {country_iso_code: DEU}`, your country's, for the emissions, too"
+        found.good("energy", f"codecarbon {number} records energy", advice)

@@ -107,6 +107,16 @@ class Dialect:
     json_text: str = "{column}"
     """A JSON column as text that can be compared."""
     connection_options: Mapping[str, Any] = field(default_factory=dict)
+    version: str = "SELECT NULL"
+    """Query whose last cell names product and version."""
+    tls_version: str | None = None
+    """Query whose last cell names the TLS of this connection, NULL or empty without; None: it needs none."""
+    connections: tuple[str, str] | None = None
+    """Queries whose last cells are how many connections the server has now, and how many it takes at most."""
+    schema_of_tables: str | None = None
+    """Query for the schema in which tables are made; None where there are no users and no rights."""
+    grants_by_table: bool = True
+    """Whether rights are best given for single tables, to `"user"`; else for the schema, to `'user'@'host'`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,11 @@ DIALECT = Dialect(
     max_name_bytes=64,
     transactional_ddl=False,
     by_index="{table} FORCE INDEX ({index})",
+    version="SELECT CONCAT(IF(LOCATE('MariaDB', VERSION()), 'MariaDB ', 'MySQL '), SUBSTRING_INDEX(VERSION(), '-', 1))",
+    tls_version="SHOW SESSION STATUS LIKE 'Ssl_version'",
+    connections=("SHOW GLOBAL STATUS LIKE 'Threads_connected'", "SELECT @@max_connections"),
+    schema_of_tables="SELECT DATABASE()",
+    grants_by_table=False,
 )
 
 

@@ -109,6 +109,13 @@ DIALECT = Dialect(
     changing_queries=True,
     copies=True,
     count_anew="ANALYZE (SKIP_LOCKED) {table}",
+    version="SELECT split_part(version(), ' (', 1)",
+    tls_version="SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
+    connections=(
+        "SELECT sum(numbackends)::int FROM pg_stat_database",  # others' sessions are hidden, their number is not
+        "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int",
+    ),
+    schema_of_tables="SELECT current_schema()",
     json_text="CAST({column} AS text)",
 )
 

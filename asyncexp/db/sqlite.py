@@ -124,6 +124,7 @@ DIALECT = Dialect(
     bind_list=lambda values: f"[{','.join(map(str, values))}]",
     text_equal="{column} = {value}",
     bind={bool: int, Decimal: float, datetime: _stamp},
+    version="SELECT 'SQLite ' || sqlite_version()",
 )
 
 
@@ -509,7 +510,7 @@ class SqliteDriver:
 
     def _open(self) -> Session:
         refuse_old()
-        self._look_at_the_place()
+        look_at_the_place(self._path)
         with fork_gate:
             session = Session(str(self._path))
         try:
@@ -524,17 +525,22 @@ class SqliteDriver:
             raise
         return session
 
-    def _look_at_the_place(self) -> None:
-        path, folder = self._path, self._path.parent
-        if not folder.is_dir():
-            raise DatabaseConnectionError(f"{self.place}: the folder {folder} does not exist; make it first")
-        if path.is_dir():
-            raise DatabaseConnectionError(f"{self.place} is a folder; give the name of a file in `database`")
-        refuse_shared(path, file_system(folder.resolve()))
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise DatabaseConnectionError(f"{self.place}: the folder {folder} cannot be written to; SQLite needs that")
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-            raise DatabaseConnectionError(f"{self.place} cannot be read and written by this user; see `ls -l {path}`")
+
+def look_at_the_place(path: Path) -> None:
+    """
+    Raises:
+        DatabaseConnectionError: a database there cannot be, or cannot be read and written; nothing was opened for that.
+    """
+    place, folder = f"the SQLite file {path}", path.parent
+    if not folder.is_dir():
+        raise DatabaseConnectionError(f"{place}: the folder {folder} does not exist; make it first")
+    if path.is_dir():
+        raise DatabaseConnectionError(f"{place} is a folder; give the name of a file in `database`")
+    refuse_shared(path, file_system(folder.resolve()))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DatabaseConnectionError(f"{place}: the folder {folder} cannot be written to; SQLite needs that")
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise DatabaseConnectionError(f"{place} cannot be read and written by this user; see `ls -l {path}`")
 
 
 def refuse_old(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> None:

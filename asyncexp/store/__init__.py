@@ -10,6 +10,8 @@
 | `flush` | write what workers send, under the fence |
 | `settle` | learn what became of a flush whose answer never came |
 | `workers` | the sign of life, requests |
+| `rights` | try what this user may do |
+| `server` | which server this is |
 | `life` | reset, delete, retry |
 | `read` | counts, rows, logs, errors |
 """

@@ -157,6 +157,13 @@ async def test_the_server_says_what_is_encrypted(house: House) -> None:
     assert await is_secret(house.insisting())
 
 
+async def test_an_experimenter_says_it_too(house: House, tmp_path: Path) -> None:
+    async with experimenter(tmp_path, house.target) as secret:
+        assert ((await secret.server()).tls or "").startswith("TLSv1.")
+    async with experimenter(tmp_path, replace(house.target, tls="disable")) as plain:
+        assert (await plain.server()).tls is None
+
+
 async def test_prefer_is_plain_where_the_server_cannot(target: Target) -> None:
     assert not await is_secret(target)
 
