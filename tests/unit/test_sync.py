@@ -77,7 +77,7 @@ OTHER_SPELLING = {
     ("get_logtable", "logtable_name"): "name",
 }
 """What 1.4.2 calls otherwise: theirs is a keyword, ours stands at the place."""
-OWN = {"execute", "add_experiment_and_execute", "unpause_experiment", "attach", "get_logtable"}
+OWN = {"execute", "add_experiment_and_execute", "unpause_experiment", "attach", "get_logtable", "snapshot"}
 """Methods that the blocking class has to write out; all others it takes over."""
 
 
