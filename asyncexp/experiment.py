@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, SupportsInt
 
+from asyncexp import html
+
 
 class ExperimentStatus(StrEnum):
     """The state of a row; `ALL` stands for every state in `reset_experiments` and `delete_experiments`."""
@@ -93,6 +95,9 @@ class Snapshot:
     """At that age others take the worker for dead."""
 
 
+OUTCOMES = ("done", "error", "paused", "released", "lost", "retried")
+SHOWN_ERRORS = 5
+
 StoppedBy = Literal["SIGINT", "SIGTERM", "stop", "cancelled", "max_errors", "outage"]
 
 
@@ -117,3 +122,13 @@ class Summary:
     stopped_by: StoppedBy | None = None
     errors: tuple[str, ...] = field(default=(), repr=False)
     """The last lines of the first few errors."""
+
+    def _repr_html_(self) -> str:
+        counted = [(name, f"{count:,}") for name in OUTCOMES if (count := getattr(self, name))]
+        facts: list[tuple[str, object]] = [*counted, ("seconds", f"{self.seconds:.1f}")]
+        if self.left is not None:
+            facts.append(("left", f"{self.left:,}"))
+        if self.stopped_by:
+            facts.append(("stopped by", self.stopped_by))
+        facts += [("error", line) for line in dict.fromkeys(self.errors)][:SHOWN_ERRORS]
+        return html.table("Experiments of this call" if counted else "Nothing to do", facts)

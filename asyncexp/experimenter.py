@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
-from asyncexp import attach, config, logs, provenance
+from asyncexp import attach, config, html, logs, provenance
 from asyncexp.attach import Attachment
 from asyncexp.db import connect
 from asyncexp.db.base import Database, T
@@ -166,6 +166,17 @@ class Experimenter:
             return "Experimenter()"
         database = self._configuration.database
         return f"Experimenter(table={database.table.name!r}, {database.provider} database {database.database!r})"
+
+    def _repr_html_(self) -> str:
+        database = self._configuration.database
+        facts = [
+            ("database", f"{database.provider}, {database.database}"),
+            ("keyfields", ", ".join(self._schema.key_names)),
+            ("resultfields", ", ".join(column.name for column in self._schema.resultfields)),
+            ("log tables", ", ".join(self._schema.logs)),
+            ("configuration", self._configuration.path),
+        ]
+        return html.table(f"Experimenter of table {database.table.name}", [fact for fact in facts if fact[1]])
 
     def __getstate__(self) -> dict[str, Any]:
         arguments = dict(self._arguments)
@@ -483,7 +494,8 @@ class Experimenter:
             until: `"empty"`: until nothing is left to claim; `"finished"`: until no such row runs anywhere either,
                 those of dead workers taken over. Paused rows are not waited for.
             from_status: `"paused"` continues paused rows.
-            progress: True a bar, None a bar on a terminal, False nothing, or a function of the summary.
+            progress: True a bar, None a bar on a terminal and in a notebook, False nothing, or a function of the
+                summary.
             handle_signals: None: SIGINT and SIGTERM stop it gracefully when in the main thread and SIGTERM has its
                 default action.
             **execution: every key of the configuration's `Execution` section.

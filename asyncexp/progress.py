@@ -13,9 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import Context
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from asyncexp import html
 from asyncexp.experiment import Summary
 
 if TYPE_CHECKING:
@@ -56,8 +59,9 @@ def reporter(
     `True` is a bar on a terminal and plain lines elsewhere, at most one a second and one at the end;
     `None` a bar on a terminal and nothing elsewhere; `False` nothing; a function is called itself, and
     what it raises is not caught. `stream` is where bar and lines go, by default `sys.stderr` as it is
-    at that moment. While a bar is up, what is printed goes above it. A terminal that cannot move its
-    cursor gets plain lines, and so does a second bar while one is up in the same process.
+    at that moment. While a bar is up, what is printed goes above it. A terminal that cannot move its cursor
+    gets plain lines, and so does a second bar while one is up in the same process. In a notebook the cell shows
+    the bar, for `True` and for `None`.
 
     Nothing is left behind when it ends, however it ends: no thread, no changed `sys.stdout`.
     """
@@ -66,6 +70,9 @@ def reporter(
         yield progress
     elif progress is False or stream is None:
         yield None
+    elif in_notebook():
+        with _cell(clock) as cell:
+            yield cell
     else:
         with claimed() as free:
             if free and (console := terminal(stream)):
@@ -246,6 +253,66 @@ def _pace_words(summary: Summary, pace: Pace, *, over: bool) -> list[str]:
         return [f"stopping ({summary.stopped_by})"]
     eta = pace.eta_seconds(summary)
     return [rate_text(pace.rate()), f"ETA {'-:--' if eta is None else span_text(eta)}"]
+
+
+# ---------------------------------------------------------------------------------------- notebooks
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, wherever that is shown; IPython on a terminal is none."""
+    ipython = sys.modules.get("IPython")
+    get = getattr(ipython, "get_ipython", None)
+    return get is not None and getattr(get(), "kernel", None) is not None
+
+
+class Cell:
+    """A bar in the output of a notebook's cell."""
+
+    sampled = True
+
+    def __init__(self, clock: Clock) -> None:
+        from IPython.display import display
+
+        self._pace = Pace(clock)
+        self._latest = Summary()
+        self._shown = ""
+        self._handle = display(self._content(over=False), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    def __call__(self, summary: Summary, /) -> None:
+        self._latest = summary
+
+    def show(self, *, over: bool = False) -> None:
+        """In any thread: what is shown is found by an ID of its own."""
+        content = self._content(over=over)
+        if self._handle is not None and content["text/html"] != self._shown:
+            self._shown = content["text/html"]
+            self._handle.update(content, raw=True)
+
+    def _content(self, *, over: bool) -> dict[str, str]:
+        summary = self._latest
+        self._pace.note(summary)
+        ended, still = ended_in(summary), summary.left
+        words = ", ".join(_words(summary, self._pace, over=over))
+        share = None if still is None else ended / max(1, ended + still)
+        return {"text/html": html.bar(share, words, good=not summary.error), "text/plain": words}
+
+
+def _for_latest_cell(show: Callable[[], None]) -> None:
+    """As an answer to the cell that was run last: some frontends do not listen to those before it any more."""
+    Context().run(show)
+
+
+@contextmanager
+def _cell(clock: Clock) -> Iterator[Cell]:
+    cell = Cell(clock)
+    try:
+        with _drawing(partial(_for_latest_cell, cell.show)):
+            yield cell
+    finally:
+        try:
+            _for_latest_cell(partial(cell.show, over=True))
+        except Exception as error:  # noqa: BLE001  (the kernel's connection may be gone)
+            _say_unseen(error)
 
 
 def rate_text(per_second: float) -> str:

@@ -104,6 +104,9 @@ class PyExperimenter:
     def __repr__(self) -> str:
         return f"Py{self._experimenter!r}" if hasattr(self, "_experimenter") else "PyExperimenter()"
 
+    def _repr_html_(self) -> str:
+        return self._experimenter._repr_html_()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_background"}
 
@@ -197,7 +200,8 @@ class PyExperimenter:
             where: only rows with these keyfield values; a list means any of them.
             experiment_ids: only these rows.
             from_status: `"paused"` continues paused rows.
-            progress: True a bar, None a bar on a terminal, False nothing, or a function of the summary.
+            progress: True a bar, None a bar on a terminal and in a notebook, False nothing, or a function of the
+                summary.
             handle_signals: None: SIGINT and SIGTERM stop it gracefully when in the main thread and SIGTERM has its
                 default action; a second one, or `grace` seconds, ends what runs. False: Ctrl-C raises
                 KeyboardInterrupt here once every row is back.
