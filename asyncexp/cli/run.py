@@ -261,11 +261,12 @@ def loaded(target: str) -> Callable[..., Any]:
 
     Raises:
         Refused: it cannot be imported.
-        InvalidConfigError: there is no such thing.
+        InvalidConfigError: there is no such thing, or it cannot be called as an experiment.
     """
     from asyncexp import provenance
     from asyncexp.cli import words
     from asyncexp.errors import InvalidConfigError
+    from asyncexp.pools.base import check_function
 
     sys.argv = [target.partition(":")[0]]  # options of this command are none of the module's
     try:
@@ -281,6 +282,7 @@ def loaded(target: str) -> Callable[..., Any]:
     except BaseException as failure:
         _show(failure)
         raise Refused(f"{sys.argv[0]} could not be imported", CONFIGURATION) from failure
+    check_function(target, function, "keyfields", "result_processor", "custom_fields")
     provenance.code_of(function)
     return function
 

@@ -53,7 +53,7 @@ def study(shell: Shell) -> Shell:
 
 
 def test_fills_runs_and_says_what_came_of_it(study: Shell) -> None:
-    done = study.run("run", "experiment.py:in_child", "--fill", "-n", "2")
+    done = study.run("run", "experiment.py:in_child", "--fill", "--no-energy", "-n", "2")
     assert "10 done in" in done.stdout
     assert done.stdout.count("prints") == 10
     assert "progress: 10 done" in done.stderr
@@ -61,7 +61,7 @@ def test_fills_runs_and_says_what_came_of_it(study: Shell) -> None:
 
 
 def test_experiments_in_error_are_one_and_grouped(study: Shell) -> None:
-    done = study.run("run", "experiment:fail_some", "--fill", code=1)
+    done = study.run("run", "experiment:fail_some", "--fill", "--no-energy", code=1)
     assert "6 done, 4 error in" in done.stdout
     assert "2 × ValueError: bad number 3" in done.stdout
     assert "asyncexp retry" in done.stdout
@@ -69,21 +69,21 @@ def test_experiments_in_error_are_one_and_grouped(study: Shell) -> None:
 
 @sqlite_only
 def test_json_is_the_summary_alone(study: Shell) -> None:
-    done = study.json("run", "experiment.py:in_child", "--fill", "--max", "3")
+    done = study.json("run", "experiment.py:in_child", "--fill", "--no-energy", "--max", "3")
     assert done["done"] == 3
     assert done["left"] == 7
     assert done["stopped_by"] is None
 
 
 def test_paused_rows_are_continued_by_id(study: Shell) -> None:
-    first = study.run("run", "experiment.py:pause", "--fill", "--max", "2")
+    first = study.run("run", "experiment.py:pause", "--fill", "--no-energy", "--max", "2")
     assert "asyncexp unpause experiment.py:pause" in first.stdout
     refused = study.run("unpause", "experiment.py:pause", "1", "2", "3", code=1)
     assert "Experiment 3 is created" in refused.stderr
     assert study.json("status")["counts"]["paused"] == 2
-    assert study.json("unpause", "experiment.py:pause", "1")["done"] == 1
+    assert study.json("unpause", "experiment.py:pause", "--no-energy", "1")["done"] == 1
     assert study.json("status")["counts"]["paused"] == 1
-    assert study.json("unpause", "experiment.py:pause")["done"] == 1
+    assert study.json("unpause", "experiment.py:pause", "--no-energy")["done"] == 1
     assert "no such row is paused" in study.run("unpause", "experiment.py:pause").stdout
 
 
@@ -91,10 +91,10 @@ def test_paused_rows_are_continued_by_id(study: Shell) -> None:
 def test_nothing_to_run_says_why(shell_in: MakeShell) -> None:
     shell = shell_in(keyfields={"number": {"type": "INT", "values": {"start": 0, "stop": 10}}})
     shell.write("experiment.py", FUNCTIONS)
-    shell.run("run", "experiment.py:work", "--fill", "--max", "0")
+    shell.run("run", "experiment.py:work", "--fill", "--no-energy", "--max", "0")
     assert "no row is such" in shell.run("run", "experiment.py:work", "--where", "number=77").stdout
-    shell.run("run", "experiment.py:pause", "--ids", "1")
-    shell.run("run", "experiment.py:fail_some", code=1)
+    shell.run("run", "experiment.py:pause", "--ids", "1", "--no-energy")
+    shell.run("run", "experiment.py:fail_some", "--no-energy", code=1)
     told = shell.run("run", "experiment.py:work").stdout
     assert "asyncexp retry" in told
     assert "asyncexp unpause experiment.py:work" in told
