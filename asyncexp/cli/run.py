@@ -323,9 +323,8 @@ def _stdout_kept(wanted: bool) -> Iterator[None]:
 async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_must_be_paused: bool) -> int:
     from asyncexp.cli import account, ending, output
 
-    terminal = ending.Terminal()
     try:
-        with _stdout_kept(place.json), ending.handled(terminal) as ended:
+        with _stdout_kept(place.json), ending.handled(terminal := ending.Terminal()) as ended:
             async with _open(place, wish) as experimenter:
                 if all_must_be_paused:
                     await _must_be_paused(experimenter, wish.keywords.get("experiment_ids"))

@@ -85,7 +85,7 @@ def eventually(look: Callable[[], object], told: Callable[[], object] = str, sec
 def left_clean(terminal: Terminal) -> None:
     """The cursor is back, and nothing of the screen is left."""
     assert terminal.raw.rfind(b"\x1b[?25h") > terminal.raw.rfind(b"\x1b[?25l")
-    assert "sign of life" not in terminal.text
+    assert "ago, lease" not in terminal.text
     assert "━" not in terminal.text
 
 
@@ -251,6 +251,44 @@ def test_a_database_that_is_away_is_shown_and_costs_nothing(study: Shell, server
     eventually(lambda: "sign of life" in "\n".join(terminal.lines))
     go(study)
     assert "4 done in" in terminal.end()
+    left_clean(terminal)
+
+
+@pytest.mark.parametrize("provider", ["postgresql"])
+def test_an_outage_that_stops_it_is_four(study: Shell, server: Server) -> None:
+    words = ("run", "experiment.py:beats", "--fill", "--no-energy", "--on-outage", "stop")
+    terminal = study.terminal(*words)
+    terminal.wait_for("a quarter")
+    server.stop()
+    try:
+        terminal.wait_for("stopping, the database is away: 4 still run")
+    finally:
+        server.start()
+    go(study)
+    assert "stopped: the database is away" in terminal.end(4).replace("\n", " ")
+    left_clean(terminal)
+
+
+@pytest.mark.parametrize("provider", ["sqlite", "postgresql"])
+def test_a_stop_that_somebody_asks_for_is_well(shell_in: MakeShell) -> None:
+    study = made(shell_in, execution={"heartbeat_interval": 0.2, "lease": 30})
+    terminal = study.terminal(*RUN, "-n", "2")
+    terminal.wait_for("begins 1")
+    study.run("stop", "--all")
+    terminal.wait_for("stopping, as somebody asked: 2 still run")
+    go(study)
+    assert "2 rows left, stopped, as somebody asked" in terminal.end(0).replace("\n", " ")
+    left_clean(terminal)
+
+
+@sqlite_only
+def test_the_first_failures_all_alike_stop_it(shell_in: MakeShell) -> None:
+    shell = made(shell_in, rows=60)
+    shell.write("fails.py", "async def f(keys, results, custom):\n    raise ValueError('alike')\n")
+    terminal = shell.terminal("run", "fails.py", "--fill", "--no-energy")
+    told = terminal.end(1)
+    assert "stopped: too many errors" in told
+    assert "× ValueError: alike  (ID 1, 2, 3, 4, 5, …)" in told
     left_clean(terminal)
 
 
