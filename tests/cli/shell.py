@@ -43,14 +43,18 @@ class Shell:
         self._started: list[Terminal] = []
 
     def run(
-        self, *words: str, code: int | None = 0, stdin: str | None = None, traceback: bool = False, **variables: str
+        self, *words: str, code: int | None = 0, stdin: str | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `asyncexp` with pipes and checks its exit code (None: any will do).
+        """Runs `asyncexp` with pipes and checks its exit code (None: any will do), and that no traceback is shown."""
+        done = self.tried(*words, stdin=stdin, **variables)
+        told = f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert code is None or done.returncode == code, told
+        assert "Traceback" not in done.stderr or "--debug" in words, told
+        return done
 
-        Args:
-            traceback: whether one is expected, of the user's own.
-        """
-        done = subprocess.run(
+    def tried(self, *words: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs `asyncexp` with pipes, however it ends."""
+        return subprocess.run(
             [*COMMAND, *words],
             cwd=self.folder,
             env=environment(**variables),
@@ -60,14 +64,10 @@ class Shell:
             text=True,
             timeout=PATIENCE_SECONDS * 2,
         )
-        told = f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        assert code is None or done.returncode == code, told
-        assert "Traceback" not in done.stderr or traceback or "--debug" in words, told
-        return done
 
     def json(self, *words: str, code: int | None = 0, **variables: str) -> Any:
         """The one JSON document that a command writes with `--json`."""
-        return json.loads(self.run(*words, "--json", code=code, traceback=False, **variables).stdout)
+        return json.loads(self.run(*words, "--json", code=code, **variables).stdout)
 
     def experimenter(self) -> Experimenter:
         """One on the study of this folder, for what a test does beside the command."""

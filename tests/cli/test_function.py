@@ -149,7 +149,8 @@ def test_what_a_module_raises_is_shown_as_python_does(study: Shell, text: str, s
     study.write("bad.py", text)
     study.write("package/__init__.py", text)
     for target in ("bad.py:work", "package.inner:work"):
-        done = study.run("run", target, code=3, traceback=True)
+        done = study.tried("run", target)
+        assert done.returncode == 3
         assert said in done.stderr
         assert "could not be imported" in done.stderr
         assert "asyncexp/cli" not in done.stderr, "its own frames alone"
