@@ -7,7 +7,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ import typer
 
 from asyncexp.cli.command import NOT_ALL_WELL, command, for_shell
 from asyncexp.cli.place import Place
-from asyncexp.errors import ConfigError, DatabaseCreationError, DatabaseError, NoConfigFileError, PyExperimenterError
+from asyncexp.errors import ConfigError, CreatingTableError, DatabaseError, NoConfigFileError, PyExperimenterError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -180,28 +180,36 @@ async def _database(found: Findings, place: Place, experimenter: Experimenter) -
             found.skip("there is no connection", "rights", "tables")
             return
         _server(found, experimenter.configuration, server)
-        rights = await experimenter.check_rights()
-        _rights(found, experimenter.configuration.database.table.name, rights)
-        if await _tables(found, experimenter, rights):
-            await _workers(found, experimenter)
-        else:
-            found.skip("without its tables", "workers")
+        await _contents(found, experimenter)
 
 
 @asynccontextmanager
 async def _connected(found: Findings, experimenter: Experimenter) -> AsyncIterator[ServerInfo | None]:
     try:
+        server = None
         try:
             server = await experimenter.server()
-        except DatabaseCreationError as missing:
-            found.bad("connection", str(missing), "asyncexp fill --create-database makes it, if this user may")
-            server = None
         except DatabaseError as refused:
             found.bad("connection", str(refused))
-            server = None
         yield server
     finally:
         await experimenter.aclose()
+
+
+async def _contents(found: Findings, experimenter: Experimenter) -> None:
+    try:
+        rights = await experimenter.check_rights()
+        name, lacking = experimenter.configuration.database.table.name, await _lacking(experimenter)
+        missing = isinstance(lacking, dict) and "ID" in lacking.get(name, ())
+        _rights(found, rights, needs_to_make=missing)
+        if not _tables(found, name, lacking, hidden=missing and name in rights.tables):
+            found.skip("without its tables", "workers")
+        elif any(right.action == "SELECT" for right in rights.refused):
+            found.skip("they may not be read", "workers")
+        else:
+            await _workers(found, experimenter)
+    except DatabaseError as broken:  # the connection, meanwhile
+        found.bad("connection", str(broken))
 
 
 def _file(found: Findings, place: Place, configuration: Configuration) -> bool:
@@ -266,48 +274,54 @@ def _clock(found: Findings, ahead: float) -> None:
         found.good("clock", words, "harmless here, where all dates are the server's; dates in your logs will differ")
 
 
-def _rights(found: Findings, table: str, rights: Rights) -> None:
-    """What is lacking for rows is wrong; who may make no tables needs that only where some are lacking."""
-    whom = f"{rights.user} may " if rights.user else "may "
-    rows = [right for right in rights.refused if right.table is not None]
-    making = [right for right in rights.refused if right.table is None]
-    grants = " ".join(rights.grants)
-    for name in dict.fromkeys(right.table for right in rows):
-        actions = ", ".join(right.action for right in rows if right.table == name)
-        found.bad("rights", f"{whom}not {actions} on {name}")
-    if making and table not in rights.tables:
-        found.bad("rights", f"{whom}not {', '.join(right.action for right in making)}: {making[0].refusal}")
-    if rows or (making and table not in rights.tables):
-        found.lines[-1] = Finding("rights", False, found.lines[-1].words, f"the administrator runs: {grants}")
+def _rights(found: Findings, rights: Rights, *, needs_to_make: bool) -> None:
+    """What is lacking for rows is wrong; who may make no tables needs that only where the tables are lacking."""
+    from asyncexp.store.rights import alike
+
+    whom = f"{rights.user} may" if rights.user else "may"
+    all_tables = f"all {len(rights.tables)} tables"
+    making = [right.action for right in rights.refused if right.table is None]
+    needed = making if needs_to_make else []
+    for actions, tables in alike(rights.refused):
+        where = all_tables if len(tables) == len(rights.tables) else ", ".join(tables)
+        found.bad("rights", f"{whom} not {', '.join(actions)} on {where}")
+    if needed:
+        found.bad("rights", f"{whom} not {', '.join(needed)} tables")
+    if not found.lines[-1].ok:
+        grants = " ".join([*rights.grants, *(rights.grants_to_make if needed else ())])
+        found.lines[-1] = replace(found.lines[-1], mend=f"the administrator runs: {grants}" if grants else "")
     elif making:
-        found.good("rights", f"{whom}read and write all {len(rights.tables)} tables, and make none", _ASK_FOR_MIGRATE)
-    elif rights.tables:
-        found.good("rights", f"{whom}read and write all {len(rights.tables)} tables, and make some")
+        found.good("rights", f"{whom} read and write {all_tables}, and make none", _ASK_FOR_MIGRATE)
     else:
-        found.good("rights", f"{whom}make tables")
+        found.good(
+            "rights", f"{whom} read and write {all_tables}, and make some" if rights.tables else f"{whom} make tables"
+        )
 
 
 _ASK_FOR_MIGRATE = "enough to run; asyncexp migrate needs more"
 
 
-async def _tables(found: Findings, experimenter: Experimenter, rights: Rights) -> bool:
-    """Whether they are there, and as the configuration describes them."""
-    name = experimenter.configuration.database.table.name
+async def _lacking(experimenter: Experimenter) -> dict[str, list[str]] | str:
+    """What the tables lack, or what is wrong with them."""
     try:
-        lacking = await experimenter.preview_migration()
-    except DatabaseError as wrong:
-        found.bad("tables", str(wrong))
-        return False
-    if not lacking:
+        return await experimenter.preview_migration()
+    except CreatingTableError as wrong:
+        return str(wrong)
+
+
+def _tables(found: Findings, name: str, lacking: dict[str, list[str]] | str, *, hidden: bool) -> bool:
+    """Whether they are there, and as the configuration describes them."""
+    if isinstance(lacking, str):
+        found.bad("tables", lacking)
+    elif not lacking:
         found.good("tables", f"{name} and what belongs to it are as configured")
-        return True
-    if "ID" in lacking.get(name, ()):
-        _missing(found, name, hidden=name in rights.tables)
+    elif "ID" in lacking.get(name, ()):
+        _missing(found, name, hidden=hidden)
     elif "_attempt" in lacking.get(name, ()):
         found.bad("tables", f"{name} was made by PyExperimenter", "save a copy; then asyncexp migrate takes it over")
     else:
-        found.bad("tables", _lacking(lacking), "asyncexp migrate adds it")
-    return False
+        found.bad("tables", _told(lacking), "asyncexp migrate adds it")
+    return not lacking
 
 
 def _missing(found: Findings, name: str, *, hidden: bool) -> None:
@@ -317,7 +331,7 @@ def _missing(found: Findings, name: str, *, hidden: bool) -> None:
         found.good("tables", f"{name} is not there yet", "asyncexp fill makes it")
 
 
-def _lacking(lacking: dict[str, list[str]]) -> str:
+def _told(lacking: dict[str, list[str]]) -> str:
     parts = []
     for table, columns in lacking.items():
         parts.append(f"{table} is missing" if "ID" in columns else f"{table} lacks {', '.join(columns)}")

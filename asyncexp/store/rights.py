@@ -34,7 +34,9 @@ class Rights:
     user: str | None
     """As whom the server knows us; None: there are no users."""
     grants: tuple[str, ...]
-    """Statements by which the server's administrator gives what is lacking."""
+    """Statements by which the server's administrator gives what is lacking to read and write rows."""
+    grants_to_make: tuple[str, ...]
+    """The same to make and change tables."""
 
     @property
     def refused(self) -> tuple[Right, ...]:
@@ -55,8 +57,12 @@ async def tried(study: Study) -> Rights:
     main_is_there = any(right.table == study.schema.name for right in found)
     found += await (_making(study) if study.dialect.transactional_ddl else _making_for_good(study, main_is_there))
     user = await _user(study)
+    if user is None:
+        return Rights(tuple(found), None, (), ())
     refused = [right for right in found if right.refusal is not None]
-    return Rights(tuple(found), user and user[0], () if user is None else tuple(_grants(study, refused, *user)))
+    of_rows = [right for right in refused if right.table is not None]
+    to_make = _grants_to_make(study, *user) if len(of_rows) < len(refused) else ()
+    return Rights(tuple(found), user[0], tuple(_grants(study, of_rows, *user)), to_make)
 
 
 async def _of_rows(study: Study, table: Table) -> list[Right]:
@@ -161,29 +167,30 @@ async def _user(study: Study) -> tuple[str, str] | None:
 
 
 def _grants(study: Study, refused: Sequence[Right], user: str, schema: str) -> list[str]:
+    if not refused:
+        return []
     if not study.dialect.grants_by_table:
-        return _grants_on_all(study, refused, user, schema)
-    whom = quote(user)
-    lines = [
-        f"GRANT {', '.join(actions)} ON {', '.join(map(quote, tables))} TO {whom};"
-        for actions, tables in _alike(refused)
+        return [_grant_on_all(study, dict.fromkeys(right.action for right in refused), user, schema)]
+    return [
+        f"GRANT {', '.join(actions)} ON {', '.join(map(quote, tables))} TO {quote(user)};"
+        for actions, tables in alike(refused)
     ]
-    if any(right.table is None for right in refused):
-        lines.append(f"GRANT USAGE, CREATE ON SCHEMA {quote(schema)} TO {whom};")
-    return lines
 
 
-def _grants_on_all(study: Study, refused: Iterable[Right], user: str, schema: str) -> list[str]:
-    actions = list(dict.fromkeys(right.action for right in refused))
-    if {"CREATE", "DROP"} & set(actions):
-        actions += [action for action in MAKING if action not in actions]
+def _grants_to_make(study: Study, user: str, schema: str) -> tuple[str, ...]:
+    if not study.dialect.grants_by_table:
+        return (_grant_on_all(study, MAKING, user, schema),)
+    return (f"GRANT USAGE, CREATE ON SCHEMA {quote(schema)} TO {quote(user)};",)
+
+
+def _grant_on_all(study: Study, actions: Iterable[str], user: str, schema: str) -> str:
     name, _, host = user.rpartition("@")
     where = study.dialect.quote + schema + study.dialect.quote
-    return [f"GRANT {', '.join(actions)} ON {where}.* TO '{name}'@'{host}';"] if actions else []
+    return f"GRANT {', '.join(actions)} ON {where}.* TO '{name}'@'{host}';"
 
 
-def _alike(refused: Iterable[Right]) -> list[tuple[tuple[str, ...], list[str]]]:
-    """Tables that lack the same."""
+def alike(refused: Iterable[Right]) -> list[tuple[tuple[str, ...], list[str]]]:
+    """What is lacking, and of which tables."""
     lacking: dict[str, list[str]] = {}
     for right in refused:
         if right.table is not None:

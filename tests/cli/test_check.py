@@ -180,9 +180,10 @@ def test_rights_that_are_lacking_and_what_gives_them(shell: Shell, target: Targe
     with account(server, target, "SELECT", "INSERT", "UPDATE") as limited:
         as_user(shell, limited)
         told = found(shell, code=1)
-        assert len(told["rights"]) == 5
-        assert all("not DELETE on experiments" in words for _, words in told["rights"])
-        statement = told["rights"][-1][1].partition("the administrator runs: ")[2]
+        ok, words = one(told, "rights")
+        assert not ok
+        assert "may not DELETE on all 5 tables" in words
+        statement = words.partition("the administrator runs: ")[2]
         for each in statement.split(";"):
             if each.strip():
                 server.sql(each, target.database)
@@ -203,10 +204,20 @@ def test_who_may_only_work_is_told_that_it_is_enough(shell: Shell, target: Targe
 def test_who_may_make_no_tables_where_there_are_none(shell: Shell, target: Target, server: Server) -> None:
     with account(server, target) as limited:
         as_user(shell, limited)
+        ok, words = found(shell, code=1)["rights"][-1]
+        assert not ok
+        assert "GRANT" in words
+        assert "CREATE" in words
+
+
+@on_servers
+def test_who_may_not_even_look(shell: Shell, target: Target, server: Server) -> None:
+    shell.run("fill")
+    with account(server, target) as limited:
+        as_user(shell, limited)
         told = found(shell, code=1)
-        assert told["rights"][-1][0] is False
-        assert "GRANT" in told["rights"][-1][1]
-        assert "CREATE" in told["rights"][-1][1]
+        assert "may not SELECT, INSERT, UPDATE, DELETE on all 5 tables" in told["rights"][0][1]
+        assert one(told, "workers")[0] is None
 
 
 # ----------------------------------------------------------------------------------- SQLite's places

@@ -39,6 +39,7 @@ async def test_who_may_do_all_is_told_so_and_nothing_is_changed(make: Make, targ
     assert await _all(target) == before
     assert not rights.refused
     assert not rights.grants
+    assert not rights.grants_to_make
     assert set(rights.tables) == TABLES
     assert {(right.table, right.action) for right in rights.tried} == {
         *((table, action) for table in TABLES for action in ROWS),
@@ -77,7 +78,9 @@ async def test_the_grants_give_what_is_lacking(make: Make, target: Target, serve
     await make().fill_table_from_config()
     with account(server, target, "SELECT") as limited:
         async with study(tmp_path, limited) as experimenter:
-            for statement in (await experimenter.check_rights()).grants:
+            rights = await experimenter.check_rights()
+            assert not any("CREATE" in statement for statement in rights.grants), "rows need no more"
+            for statement in (*rights.grants, *rights.grants_to_make):
                 server.sql(statement, target.database)
         async with study(tmp_path, limited) as experimenter:
             assert not (await experimenter.check_rights()).refused
@@ -91,7 +94,7 @@ async def test_who_may_make_no_tables_is_told_before_there_are_any(
         async with study(tmp_path, limited) as experimenter:
             rights = await experimenter.check_rights()
             assert rights.refused
-            for statement in rights.grants:
+            for statement in (*rights.grants, *rights.grants_to_make):
                 server.sql(statement, target.database)
         async with study(tmp_path, limited) as experimenter:
             refused = (await experimenter.check_rights()).refused
