@@ -818,14 +818,20 @@ class Experimenter:
         grouping = read.last_line if by == "line" else read.alike
         return await read.errors(study, grouping, study.condition(condition, study.filter_columns))
 
-    async def get_table(self, condition: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    async def get_table(
+        self, condition: Mapping[str, Any] | None = None, *, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         """The table as a DataFrame, by ID; dates are naive UTC.
 
         Args:
             condition: values that keyfields, `status`, `ID`, … must have; a list means any of them.
+            columns: these alone, in this order, which of a large table is quicker than all.
+
+        Raises:
+            ParameterCombinationError: no such column; the nearest is named.
         """
         study = await self._reading()
-        return await _frame(study, self._schema.main, study.condition(condition, study.filter_columns))
+        return await _frame(study, self._schema.main, study.condition(condition, study.filter_columns), columns)
 
     async def get_logtable(
         self, name: str, condition: Mapping[str, Any] | None = None, *, all_attempts: bool = False
@@ -853,8 +859,10 @@ class Experimenter:
         return await _frame(await self._reading(), self._schema.codecarbon, Condition())
 
 
-async def _frame(study: Study, table: Table, which: Condition) -> pd.DataFrame:
-    return frame(*await read.rows(study, table, which))
+async def _frame(study: Study, table: Table, which: Condition, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    if isinstance(columns, str):
+        raise ParameterCombinationError(f"columns is a list of names, not {columns!r}")
+    return frame(*await read.rows(study, table, which, columns))
 
 
 async def _now(study: Study) -> Any:

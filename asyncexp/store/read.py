@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from asyncexp.db.base import Row
+from asyncexp.errors import ParameterCombinationError, unknown
 from asyncexp.schema import BIGINT, DATE, INT, TEXT, WORD, Column, Table, quote
 from asyncexp.store.claim import ID
 from asyncexp.store.study import STATUSES, Condition, Study
@@ -74,12 +75,25 @@ async def status_of(study: Study, experiment_id: int) -> str | None:
     return str(found[0][0]) if found else None
 
 
-async def rows(study: Study, table: Table, which: Condition) -> tuple[list[tuple[str, ColumnType]], list[Row]]:
-    """The columns shown of a table, with their types, and its rows by ID."""
-    columns = [(column.name, shown_type(column)) for column in table.columns if column.type != "HASH"]
+async def rows(
+    study: Study, table: Table, which: Condition, only: Sequence[str] | None = None
+) -> tuple[list[tuple[str, ColumnType]], list[Row]]:
+    """The columns shown of a table, or `only` these, with their types, and its rows by ID.
+
+    Raises:
+        ParameterCombinationError: no such column; the nearest is named.
+    """
+    shown = {column.name: shown_type(column) for column in table.columns if column.type != "HASH"}
+    columns = [(name, _known(name, shown)) for name in (shown if only is None else dict.fromkeys(only))]
     names = ", ".join(quote(name) for name, _ in columns)
     text = f'SELECT {names} FROM {quote(table.name)} WHERE {which.sql} ORDER BY "ID"'
     return columns, await study.db.fetch(*_bound(study, text, which), limit_seconds=LIMIT_SECONDS)
+
+
+def _known(name: str, shown: Mapping[str, ColumnType]) -> ColumnType:
+    if name not in shown:
+        raise ParameterCombinationError(unknown("columns: no column", name, shown))
+    return shown[name]
 
 
 def shown_type(column: Column) -> ColumnType:

@@ -204,6 +204,18 @@ async def test_a_condition_is_met_to_the_byte(make: Make) -> None:
         assert sum((await experimenter.counts(condition)).values()) == len(ids), condition
 
 
+@pytest.mark.executes_nothing
+async def test_columns_that_are_named_come_alone_and_in_that_order(make: Make) -> None:
+    experimenter = await _words(make)
+    whole = await experimenter.get_table({"number": 1})
+    some = await experimenter.get_table({"number": 1}, columns=["word", "ID", "word"])
+    assert list(some) == ["word", "ID"]
+    assert some.equals(whole[["word", "ID"]])
+    for columns, words in ((["wrod"], "no column 'wrod'; did you mean 'word'"), ("word", "a list of names")):
+        with pytest.raises(ParameterCombinationError, match=words):
+            await experimenter.get_table(columns=columns)
+
+
 IMPOSSIBLE: list[tuple[Any, str]] = [
     ({"wrod": "a"}, "no column 'wrod'; did you mean 'word'"),
     ({'"word" = 1 OR 1': 1}, "no column"),
