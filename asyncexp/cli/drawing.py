@@ -26,6 +26,8 @@ MOST_BARS = 24
 LONGEST_LABEL = 30
 STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SECOND = 1 / 86_400
+"""In days."""
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001
 _ASCII = {ord("±"): "+-", ord("…"): "~", ord("₂"): "2"}
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -97,7 +99,9 @@ def shown(value: float, *, is_date: bool, span: float) -> str:
     """A number with so many digits as tell it from its neighbours on an axis of this span."""
     if is_date:
         moment = EPOCH + timedelta(days=value)
-        return moment.strftime("%Y-%m-%d" if span > 3 else "%m-%d %H:%M" if span > 0.02 else "%H:%M:%S")
+        if span < 60 * SECOND:
+            return moment.isoformat(timespec="milliseconds")[11:]
+        return moment.strftime("%Y-%m-%d" if span > 3 else "%m-%d %H:%M" if span > 2000 * SECOND else "%H:%M:%S")
     if value == 0 or not span:
         return f"{value:.4g}"
     digits = max(3, min(12, 3 + math.floor(math.log10(abs(value))) - math.floor(math.log10(span))))

@@ -116,6 +116,7 @@ def figure(
         raise Refused(f"{y}: there are no rows to draw", NOT_ALL_WELL)
     remarks: list[str] = []
     rows = _present(frame, y, remarks)
+    hue = None if hue in (y, by) else hue
     sort = _sort(rows[y])
     if sort == "category" or kind == "count":
         return _counts(rows, y, by, hue, kind, remarks)

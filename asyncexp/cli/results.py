@@ -129,7 +129,7 @@ async def _content(source: Source, wanted: Wanted, columns: list[str]) -> Conten
     from asyncexp.cli.export import Content
     from asyncexp.cli.summarise import summarised
 
-    frame = await source.read()
+    frame = await source.read([*wanted.by, *wanted.statistics] if wanted else columns)
     if not wanted:
         of_json = frozenset(name for name, type_ in source.types.items() if type_.name == "JSON")
         return Content(frame[columns], of_json, exact=frozenset(source.place.schema.key_names))
@@ -214,7 +214,7 @@ async def plot(
         pictures.check(out)
     chosen = _kind(kind)
     source = Source(place, log, energy, tuple(where or ()), tuple(status or ()), all_attempts)
-    columns = source.known("COLUMN", y)
+    columns = source.known("plot", y)
     [over] = source.known("--by", [by]) if by else [None]
     [colour] = source.known("--hue", [hue]) if hue else [None]
     figures = await _figures(_usual(source, [*columns, over, colour]), columns, over, colour, chosen)
@@ -243,7 +243,7 @@ async def _figures(
 ) -> list[Figure]:
     from asyncexp.cli.figures import figure
 
-    frame = await source.read()
+    frame = await source.read([*columns, *filter(None, [by, hue])])
     if frame.empty and source.status == ("done",):
         raise Refused("no experiment that is done is there to draw; --status all draws every one", NOT_ALL_WELL)
     return [figure(frame, y, by, hue, kind, over_time=source.log is not None) for y in columns]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from asyncexp.cli.command import NOT_ALL_WELL, Refused
 from asyncexp.cli.place import Place
@@ -69,7 +69,7 @@ class Source:
 
         own = {column.name: shown_type(column) for column in self.table.columns if column.type != "HASH"}
         if not self.joined:
-            return own | {DURATION: DOUBLE} if DURATION not in own else own
+            return own | {DURATION: DOUBLE} if self._computes_duration else own
         keys = {column.name: shown_type(column) for column in self._keys}
         first = {name: own.pop(name) for name in ("ID", "experiment_id")}
         return first | keys | own
@@ -83,7 +83,16 @@ class Source:
     @property
     def shown(self) -> list[str]:
         """The columns that are taken when none are named."""
-        return [name for name in self.types if not name.startswith("_") and not (name == DURATION and not self.joined)]
+        return [
+            name
+            for name in self.types
+            if not name.startswith("_") and not (name == DURATION and self._computes_duration)
+        ]
+
+    @property
+    def _computes_duration(self) -> bool:
+        """Not of what belongs to experiments, nor where the user has a column of that name."""
+        return not self.joined and DURATION not in {column.name for column in self.table.columns}
 
     def known(self, option: str, texts: Iterable[str] | None) -> list[str]:
         """Names of columns, as `a,b` or one by one.
@@ -118,13 +127,14 @@ class Source:
 
     # ---------------------------------------------------------------------------------------- reading
 
-    async def read(self) -> pd.DataFrame:
-        """The rows with every column of `types`, in the order of their IDs or, of a log table, as written."""
+    async def read(self, columns: Iterable[str]) -> pd.DataFrame:
+        """The rows with at least these columns, in the order of their IDs or, of a log table, as written."""
         condition, own = self._conditions()
         async with self.place.open() as experimenter:
-            main = await experimenter.get_table(condition)
             if not self.joined:
-                return _with_duration(main)
+                return _with_duration(await experimenter.get_table(condition, columns=self._stored(columns)))
+            keys = ["ID", *(column.name for column in self._keys)]
+            main = await experimenter.get_table(condition, columns=keys)
             if self.energy:
                 found = await experimenter.get_codecarbon_table()
             else:
@@ -132,12 +142,17 @@ class Source:
                 if condition and len(main) <= FEW:
                     own = {"experiment_id": main["ID"].tolist()} | (own or {})
                 found = await experimenter.get_logtable(self.log, own, all_attempts=self.all_attempts)
-        return self._beside(main, found, required=condition is not None)
-
-    def _beside(self, main: pd.DataFrame, found: pd.DataFrame, *, required: bool) -> pd.DataFrame:
-        keys = main[["ID", *(column.name for column in self._keys)]].rename(columns={"ID": "experiment_id"})
-        joined = found.merge(keys, on="experiment_id", how="inner" if required else "left")
+        how: Literal["inner", "left"] = "left" if condition is None else "inner"
+        joined = found.merge(main.rename(columns={"ID": "experiment_id"}), on="experiment_id", how=how)
         return joined[list(self.types)]
+
+    def _stored(self, columns: Iterable[str]) -> list[str]:
+        """The columns to read; not only those wanted: of groups that are counted there may be none."""
+        wanted = dict.fromkeys(["ID", *columns])
+        if DURATION in wanted and self._computes_duration:
+            del wanted[DURATION]
+            wanted |= dict.fromkeys(["start_date", "end_date"])
+        return list(wanted)
 
     def _conditions(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """On the experiments, and on the lines of a log table."""
@@ -158,9 +173,10 @@ class Source:
 
 
 def _with_duration(main: pd.DataFrame) -> pd.DataFrame:
-    if DURATION in main or not {"M"} >= {main[name].dtype.kind for name in ("start_date", "end_date")}:
+    dates = [main[name] for name in ("start_date", "end_date") if name in main]
+    if DURATION in main or len(dates) < 2 or any(each.dtype.kind != "M" for each in dates):
         return main
-    return main.assign(**{DURATION: (main["end_date"] - main["start_date"]).dt.total_seconds()})
+    return main.assign(**{DURATION: (dates[1] - dates[0]).dt.total_seconds()})
 
 
 def needed(module: str, what: str, extra: str, package: str | None = None) -> None:

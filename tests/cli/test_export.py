@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from asyncexp import ResultProcessor
 from tests.cli.conftest import MakeShell
 from tests.cli.results import BIG, MOMENT, ODD_STUDY, TREE, WORDS, files_left, run
 from tests.cli.shell import Shell
@@ -118,6 +119,21 @@ async def test_rows_are_chosen_by_keyfields_results_and_status(odd: Shell) -> No
     assert (lines["seed"] == lines["seed_used"]).all()
 
 
+@sqlite_only
+async def test_lines_of_many_experiments_are_sorted_out_as_those_of_few(
+    odd: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asyncexp.cli import source
+    from asyncexp.cli.place import Place
+
+    place = Place(odd.folder / "config" / "experiment_configuration.yml")
+    chosen = source.Source(place, "steps", where=("kernel=rbf", "step=2"), status=("done",))
+    few = await chosen.read(["loss"])
+    monkeypatch.setattr(source, "FEW", 0)
+    assert (await chosen.read(["loss"])).equals(few)
+    assert len(few) == 6
+
+
 async def test_groups_have_the_means_of_what_is_there(odd: Shell) -> None:
     told = odd.run(
         *("export", "groups.parquet", "--group-by", "kernel,c", "--mean", "accuracy,flag", "--std", "accuracy"),
@@ -215,6 +231,20 @@ def test_a_table_without_rows_is_a_file_with_columns(tmp_path: Path) -> None:
     assert list(pd.read_parquet(tmp_path / "rows.parquet")) == ["c", "seed", "tree"]
     assert list(pd.read_csv(tmp_path / "groups.csv")) == ["c", "seed_mean", "count"]
     assert json.loads((tmp_path / "rows.json").read_text()) == []
+
+
+@sqlite_only
+async def test_a_column_of_ones_own_called_duration_is_that_column(shell_in: MakeShell) -> None:
+    keyfields = {"duration": {"type": "INT", "values": [3, 4]}}
+    shell = shell_in(keyfields=keyfields, resultfields={}, logtables={"steps": {"duration": "DOUBLE"}})
+
+    async def log(_: dict[str, Any], result_processor: ResultProcessor, __: dict[str, Any]) -> None:
+        await result_processor.process_logs({"steps": {"duration": 0.5}})
+
+    await run(shell, log)
+    assert shell.run("export", "-", "--columns", "duration").stdout.split() == ["duration", "3", "4"]
+    assert shell.run("export", "-", "--mean", "duration").stdout.split() == ["duration_mean", "3.5"]
+    assert shell.run("export", "-", "--log", "steps", "--mean", "duration").stdout.split() == ["duration_mean", "0.5"]
 
 
 # ------------------------------------------------------------------------------- whole or not at all

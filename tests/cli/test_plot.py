@@ -78,7 +78,7 @@ async def test_pictures_are_drawn_of_every_kind_of_column(learnt: Shell) -> None
         assert (learnt.folder / name).read_bytes().startswith(magic)
     shown = (learnt.folder / "lines.svg").read_text()
     for words in ("loss (mean, band: ± 1 std)", "step", "kernel", "[bold]linear[/]", "$x_1$"):
-        assert words in shown
+        assert f"{words}</text>" in shown
     with Image.open(learnt.folder / "box.png") as picture:
         assert picture.width > 600
         assert len(picture.convert("RGB").getcolors(1_000_000) or []) > 10
@@ -136,7 +136,7 @@ async def test_nothing_to_draw_is_a_sentence(learnt: Shell) -> None:
     for words, code, said in (
         (("never", "-o", "x.png"), 1, "never: none of 9 rows has a value"),
         (("accuracy", "--where", "seed=3"), 1, "no experiment that is done is there to draw"),
-        (("acuracy",), 2, "COLUMN: no column 'acuracy'; did you mean 'accuracy'?"),
+        (("acuracy",), 2, "plot: no column 'acuracy'; did you mean 'accuracy'?"),
         (("accuracy", "--kind", "boxes"), 2, "--kind: no kind 'boxes'; did you mean 'box'?"),
         (("kernel", "--kind", "hist"), 2, "--kind hist: kernel, which holds no numbers, is drawn as count"),
         (("accuracy", "-o", "x.gif"), 2, "x.gif: the ending says the format, one of .png, .svg, .pdf"),
