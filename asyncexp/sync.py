@@ -403,7 +403,11 @@ class PyExperimenter:
     # ------------------------------------------------------------------------------------------ reading
 
     def snapshot(self) -> Snapshot:
-        """What the calls of `execute` under way are at, from memory: free of charge."""
+        """What the calls of `execute` under way are at, from memory: free of charge.
+
+        Returns:
+            What runs, what failed lately, and how old the latest answer of the database is.
+        """
 
         async def taken() -> Snapshot:
             return self._experimenter.snapshot()
