@@ -34,7 +34,7 @@ from asyncexp.pools.base import check_function, lineage
 from asyncexp.results import ResultProcessor, SyncResultProcessor
 from asyncexp.schema import RANDOM_INDEX, Schema, Table
 from asyncexp.session import Session
-from asyncexp.store import life, look, migrate, read, rights, rows, server, setup
+from asyncexp.store import detail, life, lines, look, migrate, read, rights, rows, server, setup
 from asyncexp.store import workers as worker_rows
 from asyncexp.store.claim import Wanted
 from asyncexp.store.fill import Filled, KeyRow, Preview, preview
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from asyncexp.config.models import Configuration, ExecutionConfig, SshConfig
+    from asyncexp.store.detail import Detail
+    from asyncexp.store.lines import LogMark
     from asyncexp.store.look import Overview
     from asyncexp.store.read import ErrorGroup, PastAttempt
     from asyncexp.store.rights import Rights
@@ -783,13 +785,15 @@ class Experimenter:
         study = await self._reading()
         return await read.counts(study, study.condition(condition, study.filter_columns))
 
-    async def overview(self, longest: int = 10) -> Overview:
+    async def overview(self, condition: Mapping[str, Any] | None = None, *, longest: int = 10) -> Overview:
         """How the study stands: counts, workers, rate, what runs longest; by one scan of the table.
 
         Args:
+            condition: as in `get_table`; workers and their rate are those of all rows nevertheless.
             longest: so many of the running experiments are shown one by one, those that run longest.
         """
-        return await look.overview(await self._reading(), longest)
+        study = await self._reading()
+        return await look.overview(study, study.condition(condition, study.filter_columns), longest)
 
     def snapshot(self) -> Snapshot:
         """What the calls of `execute` under way on this event loop are at, from memory: free of charge."""
@@ -799,6 +803,10 @@ class Experimenter:
     async def attempts(self, experiment_id: int) -> list[PastAttempt]:
         """The attempts at one experiment that ended other than done, in their order."""
         return await read.attempts(await self._reading(), _id(experiment_id))
+
+    async def details(self, ids: Iterable[int] | int) -> list[Detail]:
+        """All that is known of these experiments, in this order; those that do not exist are left out."""
+        return await detail.details(await self._reading(), _ids(ids))
 
     async def workers(self) -> list[WorkerInfo]:
         """All workers of the table, the latest first: live, lost and stopped."""
@@ -846,13 +854,72 @@ class Experimenter:
         Raises:
             MissingLogTableError: the configuration defines no such log table.
         """
+        table = self._log_table(name)
+        study = await self._reading()
+        chosen = study.condition(condition, read.log_columns(table))
+        return await _frame(study, table, chosen if all_attempts else read.visible(study, table, chosen))
+
+    async def log_lines(
+        self,
+        name: str,
+        ids: Iterable[int] | int | None = None,
+        *,
+        last: int | None = None,
+        after: int = 0,
+        most: int = 5_000,
+        all_attempts: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Some lines of a log table as dicts, in the order written: the last ones, or the page that follows a line.
+
+        Args:
+            name: its short name, as in the configuration.
+            ids: only lines of these experiments.
+            last: so many of the last; None: a page.
+            after: the page follows the line of this `ID`; 0: it is the first.
+            most: lines of a page.
+            all_attempts: also the lines of attempts that were lost, released or tried again.
+
+        Raises:
+            MissingLogTableError: the configuration defines no such log table.
+        """
+        table, study = self._log_table(name), await self._reading()
+        which = lines.chosen(study, table, None if ids is None else _ids(ids), all_attempts=all_attempts)
+        if last is not None:
+            return await lines.last_lines(study, table, which, last)
+        return await lines.lines_after(study, table, which, after, most)
+
+    async def new_log_lines(
+        self,
+        name: str,
+        mark: LogMark | None = None,
+        ids: Iterable[int] | int | None = None,
+        *,
+        all_attempts: bool = False,
+    ) -> tuple[list[dict[str, Any]], LogMark]:
+        """The lines of a log table that were committed since the call that gave `mark`, and the next mark.
+
+        Each line comes once, also one that is committed after others of higher IDs. It may wait a minute for
+        its commit; that no transaction of asyncexp does.
+
+        Args:
+            mark: None begins: no lines, and a mark.
+            ids, all_attempts: as in `log_lines`.
+
+        Raises:
+            MissingLogTableError: the configuration defines no such log table.
+        """
+        table, study = self._log_table(name), await self._reading()
+        if mark is None:
+            return [], await lines.begun(study, table)
+        which = lines.chosen(study, table, None if ids is None else _ids(ids), all_attempts=all_attempts)
+        return await lines.new_lines(study, table, which, mark)
+
+    def _log_table(self, name: str) -> Table:
         tables = self._schema.logs
         table = tables.get(name) or tables.get(name.removeprefix(f"{self._schema.name}__"))
         if table is None:
             raise MissingLogTableError(unknown("no log table", name, tables))
-        study = await self._reading()
-        chosen = study.condition(condition, read.log_columns(table))
-        return await _frame(study, table, chosen if all_attempts else read.visible(study, table, chosen))
+        return table
 
     async def get_codecarbon_table(self) -> pd.DataFrame:
         """The energy and emissions of the experiments as a DataFrame."""

@@ -11,7 +11,11 @@ from asyncexp.cli.command import app
 
 __all__ = ["app"]
 
-HOMES = ("begin", "check", "fill", "run", "look", "mend", "results", "keep")
+HOMES = (
+    *("begin", "check", "fill", "run"),
+    *("look", "workers", "show", "failures", "logs"),
+    *("mend", "results", "keep"),
+)
 """The modules that define commands, in the order of `asyncexp --help`."""
 
 

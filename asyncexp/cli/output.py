@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 PIPE_COLUMNS = 10_000
@@ -40,12 +41,23 @@ def _console(stream: Any) -> Console:
     from rich.console import Console
 
     width = None if stream.isatty() else PIPE_COLUMNS
+    if not _in_unicode(stream):
+        stream.reconfigure(errors="backslashreplace")
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
-def say(*parts: RenderableType) -> None:
-    """A line of the result."""
-    out().print(*parts)
+def _in_unicode(stream: Any) -> bool:
+    return str(stream.encoding).lower().startswith("utf")
+
+
+def say(*parts: RenderableType, cut: bool = False) -> None:
+    """A line of the result. On a terminal it goes on below, or is cut where it does not fit; elsewhere neither."""
+    if not out().is_terminal:
+        out().print(*parts, soft_wrap=True)
+    elif cut:
+        out().print(*parts, no_wrap=True, overflow="ellipsis")
+    else:
+        out().print(*parts)
 
 
 def note(*parts: RenderableType) -> None:
@@ -62,21 +74,87 @@ def mark(good: bool) -> Text:
     return Text(words[0], "green") if good else Text(words[1], "bold red")
 
 
-def grid(headings: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, right: Iterable[str] = ()) -> None:
+def grid(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Iterable[str] = (),
+    cut: bool = False,
+) -> None:
     """A table without lines: columns named in `right` are numbers; the last one takes what room is left.
 
     Without any words for headings it has none.
+
+    Args:
+        cut: whether the last column is cut where it does not fit, rather than continued on further lines.
     """
+    say(lines_or_table(headings, rows, right=right, cut=cut))
+
+
+def lines_or_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Iterable[str] = (), cut: bool = False
+) -> Table | str:
+    """What `grid` shows: a table that fits the terminal, or lines as long as they are."""
+    if out().is_terminal:
+        return table(headings, rows, right=right, cut=cut)
+    lines = plain_lines([headings, *rows], {headings.index(name) for name in right})
+    return "\n".join(lines if any(headings) else list(lines)[1:])
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Iterable[str] = (), cut: bool = False
+) -> Table:
+    """What `grid` shows on a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(headings))
+    numbers = set(right)
+    for place, heading in enumerate(headings):
+        last = place == len(headings) - 1
+        made.add_column(
+            heading,
+            justify="right" if heading in numbers else "left",
+            no_wrap=not last,
+            overflow="fold" if last else "ellipsis",
+            min_width=max(len(str(row[place])) for row in [headings, *rows]) if heading in numbers else None,
+        )
+    for *cells, end in rows:
+        made.add_row(*cells, Text.assemble(end, no_wrap=True, overflow="ellipsis") if cut else end)
+    return made
+
+
+def pairs(named: Iterable[tuple[str, str | Text]], *, indent: int = 2) -> None:
+    """Names and values, one below the other; a long value goes on beside its name."""
+    from rich.padding import Padding
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(headings))
-    numbers = set(right)
-    for heading in headings:
-        side = "right" if heading in numbers else "left"
-        table.add_column(heading, justify=side, no_wrap=heading != headings[-1], overflow="ellipsis")  # type: ignore[arg-type]
+    rows = list(named)
+    if not out().is_terminal:
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            beside = "\n" + " " * (indent + width + 2)
+            say(f"{'':{indent}}{name:{width}}  {str(value).replace(chr(10), beside)}")
+        return
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(no_wrap=True, overflow="ellipsis")
+    made.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    say(table)
+        made.add_row(*row)
+    say(Padding(made, (0, 0, 0, indent)))
+
+
+def plain_lines(rows: Sequence[Sequence[str | Text]], right: Container[int] = ()) -> Iterator[str]:
+    """The rows of a table as lines, however long; columns at the places in `right` are numbers."""
+    from rich.cells import cell_len
+
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        blanks = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
+        cells = [b + t if n in right else t + b for n, (t, b) in enumerate(zip(row, blanks, strict=True))]
+        yield "  ".join(cells).rstrip()
 
 
 _CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], " ")
@@ -95,10 +173,10 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 # -------------------------------------------------------------------------------------------- JSON
 
 
-def write_json(value: Any) -> None:
-    """One JSON document on standard output, on one line where it is piped."""
-    indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=indent) + "\n")
+def write_json(value: Any, *, line: bool = False) -> None:
+    """One JSON document on standard output; as one line where it is piped, or where there are more of them."""
+    indent = 2 if sys.stdout.isatty() and not line else None
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=not _in_unicode(sys.stdout), indent=indent) + "\n")
     sys.stdout.flush()
 
 

@@ -99,6 +99,8 @@ class Dialect:
     """Whether parts of a WITH query may change rows."""
     copies: bool = False
     """Whether `Transaction.copy` exists."""
+    gather: str | None = None
+    """SQL that makes one JSON list of `{values}` of the rows with `{condition}`; None where an index finds those."""
     count_anew: str | None = None
     """Statement by which the planner learns of many new rows of `{table}`, where it does not notice in time."""
     max_name_bytes: int = 63

@@ -104,6 +104,7 @@ DIALECT = Dialect(
     member="{column} = ANY(CAST({values} AS bigint[]))",
     bind_list=list,
     text_equal="{column} = {value}",
+    gather="json_agg(json_build_array({values})) FILTER (WHERE {condition})",
     lock="SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))",
     notify="SELECT pg_notify(:channel, :payload)",
     changing_queries=True,

@@ -123,6 +123,7 @@ DIALECT = Dialect(
     member="{column} IN (SELECT value FROM json_each({values}))",
     bind_list=lambda values: f"[{','.join(map(str, values))}]",
     text_equal="{column} = {value}",
+    gather="json_group_array(json_array({values})) FILTER (WHERE {condition})",
     bind={bool: int, Decimal: float, datetime: _stamp},
     version="SELECT 'SQLite ' || sqlite_version()",
 )

@@ -14,4 +14,7 @@
 | `server` | which server this is |
 | `life` | reset, delete, retry |
 | `read` | counts, rows, logs, errors |
+| `look` | how all of it stands, by one scan |
+| `detail` | single experiments |
+| `lines` | log tables line by line |
 """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from heapq import nsmallest
+from typing import NamedTuple
 
 from asyncexp.db.base import Row
 from asyncexp.experiment import Running
@@ -14,7 +17,7 @@ from asyncexp.schema import quote
 from asyncexp.store import workers
 from asyncexp.store.claim import ID
 from asyncexp.store.read import LIMIT_SECONDS
-from asyncexp.store.study import STATUSES, Study
+from asyncexp.store.study import STATUSES, Condition, Study
 from asyncexp.store.workers import WorkerInfo
 
 SHOWN = 10
@@ -54,38 +57,59 @@ class Overview:
         return still / self.rate if self.rate > 0 and still else (0.0 if not still else None)
 
 
-async def overview(study: Study, shown: int = SHOWN) -> Overview:
+class _Runs(NamedTuple):
+    """One that runs."""
+
+    id: int
+    worker: int | None
+    started: datetime | None
+
+
+async def overview(study: Study, which: Condition, shown: int = SHOWN) -> Overview:
     """One scan of the main table, then its workers, and the rows that run longest by their IDs."""
     began = time.monotonic()
-    counts, running = await _scan(study)
-    found = await workers.listed(study, running=Counter(worker for _, worker, _ in running if worker is not None))
+    counts, running = await _scan(study, which)
+    found = await workers.listed(study, running=Counter(row.worker for row in running if row.worker is not None))
     [(now,)] = await study.fetch(study.db, f"SELECT {study.dialect.now}")
     at = study.date(now)
-    oldest = sorted(running, key=lambda row: (row[2] or at, row[0]))[:shown]
-    rows = await _rows(study, [experiment_id for experiment_id, _, _ in oldest])
+    oldest = nsmallest(shown, running, key=lambda row: (row.started or at, row.id))
+    rows = await _rows(study, [row.id for row in oldest])
     made = Overview(counts, tuple(found), tuple(rows), at, time.monotonic() - began)
     return replace(made, rate=_rate(found, at))
 
 
-async def _scan(study: Study) -> tuple[dict[str, int], list[tuple[int, int | None, datetime | None]]]:
-    """Status -> rows; and of those that run: ID, worker, start.
+async def _scan(study: Study, which: Condition) -> tuple[dict[str, int], list[_Runs]]:
+    """Status -> rows, and those that run, by one statement.
 
-    Other columns of other rows are not touched: behind a long traceback they lie on pages of their own.
+    Where no index knows every row's status it is one scan, which makes no group of each row: that would mean to sort
+    them all. Other columns of other rows are not touched: behind a long traceback they lie on pages of their own.
     """
-    mine = "CASE WHEN \"status\" = 'running' THEN {} END"
-    text = (
-        f'SELECT "status", COUNT(*), {mine.format(ID)}, MIN({mine.format(quote("_worker"))}), '
-        f'MIN({mine.format(quote("start_date"))}) FROM {study.main} GROUP BY "status", {mine.format(ID)}'
+    gather = study.dialect.gather
+    text = _by_index(study, which) if gather is None else _by_scan(study, which, gather)
+    found = await study.db.fetch(*study.statement(text, which.params), limit_seconds=LIMIT_SECONDS)
+    if gather is None:
+        rows = [row[2:] for row in found if row[2] is not None]
+        counts = {row[0]: row[1] for row in found if row[2] is None}
+    else:
+        [(*numbers, listed)] = found
+        rows = json.loads(listed or "[]")
+        counts = dict(zip(STATUSES, numbers, strict=True))
+    runs = [_Runs(int(id_), worker, None if began is None else study.date(began)) for id_, worker, began in rows]
+    return {status: int(counts.get(status) or 0) for status in STATUSES}, runs
+
+
+def _by_scan(study: Study, which: Condition, gather: str) -> str:
+    sums = ", ".join(f"SUM(CASE WHEN \"status\" = '{status}' THEN 1 ELSE 0 END)" for status in STATUSES)
+    running = gather.format(values='"ID", "_worker", "start_date"', condition="\"status\" = 'running'")
+    return f"SELECT {sums}, {running} FROM {study.main} WHERE {which.sql}"
+
+
+def _by_index(study: Study, which: Condition) -> str:
+    return (
+        f'SELECT "status", COUNT(*), NULL, NULL, NULL FROM {study.main} WHERE {which.sql} GROUP BY "status" '
+        f'UNION ALL SELECT "status", 1, "ID", "_worker", "start_date" FROM {study.main} '
+        f"WHERE \"status\" = 'running' AND {which.sql}"
     )
-    counts = dict.fromkeys(STATUSES, 0)
-    running = []
-    for status, count, experiment_id, worker, started in await study.db.fetch(
-        study.rendered(text), limit_seconds=LIMIT_SECONDS
-    ):
-        counts[status] = counts.get(status, 0) + int(count)
-        if experiment_id is not None:
-            running.append((int(experiment_id), worker, None if started is None else study.date(started)))
-    return counts, running
 
 
 async def _rows(study: Study, ids: Sequence[int]) -> list[Running]:

@@ -77,6 +77,10 @@ class WorkerInfo:
     lease: float
     """Seconds without a sign of life after which it counts as lost."""
     stopped: datetime | None
+    stop_requested: str | None
+    """Who asked it to stop."""
+    rescued: datetime | None
+    """When others had taken over what it ran."""
     state: str
     """`live`, `lost` (its lease is over, or its rows were taken over) or `stopped`."""
     running: int
@@ -297,7 +301,7 @@ async def _running(study: Study) -> dict[int, int]:
 
 
 def _info(study: Study, raw: dict[str, Any], running: Mapping[int, int]) -> WorkerInfo:
-    for name in ("started", "heartbeat", "stopped"):
+    for name in ("started", "heartbeat", "stopped", "rescued"):
         if raw[name] is not None:
             raw[name] = study.date(raw[name])
     if raw["git_dirty"] is not None:
