@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 PANEL = "Watch"
 LONGEST = 10
 """So many running experiments are told one by one, where the screen has room for them."""
-FEWEST = 3
 MOST_MACHINES = 8
 MOST_BAR_COLUMNS = 40
 BESIDE_BAR = 34
@@ -49,6 +49,8 @@ async def status(
       asyncexp status --where kernel=rbf --where kernel=poly
       asyncexp status --json | jq .counts.done
     """
+    from rich.console import Group
+
     from asyncexp.cli import output, watching
     from asyncexp.cli.pace import Pace
 
@@ -61,8 +63,7 @@ async def status(
     if place.json:
         output.write_json(document(place, overview, pace.rate, pace.eta_seconds(condition)))
     else:
-        for part in screen(place, overview, pace.rate, pace.eta_seconds(condition), condition):
-            output.say(part)
+        output.say(Group(*screen(place, overview, pace.rate, pace.eta_seconds(condition), condition)))
     return None
 
 
@@ -103,13 +104,22 @@ def screen(
     head = [_title(place, overview, condition), Text(), *_counts(overview), Text(), *_sums(overview, rate, eta_seconds)]
     advice = [Text(line, "yellow") for line in _advice(overview, condition)]
     machines = list(_machines(overview))
-    room = LONGEST if rows is None else (rows - len(head) - len(advice) - _height(machines) - 4) // 2
-    parts: list[RenderableType] = [*head, *advice, *machines, *_oldest(overview, max(FEWEST, room))]
+    room = None if rows is None else rows - len(head) - _height([*advice, *machines]) - 3
+    parts: list[RenderableType] = [*head, *advice, *machines, *_oldest(overview, room)]
     return parts
 
 
 def _height(parts: Sequence[Any]) -> int:
-    return sum(getattr(part, "row_count", 0) + 1 for part in parts)
+    from asyncexp.cli import output
+
+    width = output.out().width
+    return sum(getattr(part, "row_count", 0) + 1 + max(0, getattr(part, "cell_len", 0) - 1) // width for part in parts)
+
+
+def _that_fit(found: Sequence[Running], rows: int | None) -> Sequence[Running]:
+    """The first of them, at least one; each takes a line more if it has told something."""
+    heights = accumulate(1 + bool(each.message) for each in found)
+    return found if rows is None else found[: max(1, sum(height <= rows for height in heights))]
 
 
 def _title(place: Place, overview: Overview, condition: dict[str, Any] | None) -> RenderableType:
@@ -118,8 +128,9 @@ def _title(place: Place, overview: Overview, condition: dict[str, Any] | None) -
     from asyncexp.cli.cells import moment, named
 
     database = place.configuration.database
-    words = f"  {database.provider} {database.database}  {moment(overview.at)} UTC"
-    return Text.assemble((place.schema.name, "bold"), words, f"  where {named(condition)}" if condition else "")
+    words = f"  {moment(overview.at)} UTC  {database.provider} {database.database}"
+    narrowed = f"  where {named(condition)}" if condition else ""
+    return Text.assemble((place.schema.name, "bold"), words, narrowed, no_wrap=True, overflow="ellipsis")
 
 
 def _counts(overview: Overview) -> Iterator[RenderableType]:
@@ -217,12 +228,12 @@ def _machines(overview: Overview) -> Iterator[RenderableType]:
         yield Text(f"… and {len(at) - MOST_MACHINES:,} more machines: `asyncexp workers`", "dim")
 
 
-def _oldest(overview: Overview, most: int) -> Iterator[RenderableType]:
+def _oldest(overview: Overview, room: int | None) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from asyncexp.cli import output
 
-    shown = overview.oldest[:most]
+    shown = _that_fit(overview.oldest, room)
     if not shown:
         return
     yield Text()

@@ -151,7 +151,7 @@ def _paint(live: Live, watched: Watched, note: str) -> None:
     if watched.failure is not None:
         away = span_text(time.monotonic() - watched.failing_since)
         foot.insert(0, Text(f"As it was; for {away}: {one_line(watched.failure)}", "bold red"))
-    rows = live.console.height - len(foot) - 1
+    rows = live.console.height - len(foot)
     parts = screen(watched.place, watched.overview, *watched.figures, watched.condition, rows=rows)
     live.update(Group(*foot, *parts), refresh=True)
 

@@ -15,7 +15,7 @@ from asyncexp.schema import render
 PATIENCE_SECONDS = 60.0
 
 
-def _rendered(db: Database, text: str, values: dict[str, Any]) -> tuple[str, list[Any]]:
+def rendered(db: Database, text: str, values: dict[str, Any]) -> tuple[str, list[Any]]:
     sql, names = render(text, db.dialect.placeholder, db.dialect.quote)
     return sql, [values[name] for name in names]
 
@@ -24,7 +24,7 @@ async def fetch(target: Target, text: str, **values: Any) -> list[Row]:
     """Rows of a statement in standard SQL, with `:name` for parameters."""
     db = connect(target)
     try:
-        return await db.fetch(*_rendered(db, text, values))
+        return await db.fetch(*rendered(db, text, values))
     finally:
         await db.close()
 
@@ -33,7 +33,7 @@ async def execute(target: Target, text: str, **values: Any) -> int:
     """Runs one statement and commits it; how many rows it matched."""
     db = connect(target)
     try:
-        return await db.execute(*_rendered(db, text, values))
+        return await db.execute(*rendered(db, text, values))
     finally:
         await db.close()
 
@@ -88,7 +88,7 @@ async def _hold(target: Target, experiment_id: int, held: threading.Event, relea
 
     async def work(tx: Transaction) -> None:
         text = 'UPDATE "experiments" SET "_requested_by" = NULL WHERE "ID" = :id'
-        await tx.execute(*_rendered(db, text, {"id": experiment_id}))
+        await tx.execute(*rendered(db, text, {"id": experiment_id}))
         held.set()
         release.wait(PATIENCE_SECONDS)  # blocks this thread's loop, which has nothing else to do
 
