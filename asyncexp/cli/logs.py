@@ -31,13 +31,15 @@ Line = Mapping[str, Any]
 @command(PANEL)
 async def logs(
     place: Place,
-    name: Annotated[str | None, typer.Argument(help="The log table; without it, which there are.")] = None,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only of these experiments.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The log table; without it, which there are.")
+    ] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Only of these experiments.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new lines, until Ctrl-C or the end of these experiments.")
     ] = False,
     lines: Annotated[
-        int | None, typer.Option("--lines", "-n", min=0, help="Only the last ones; 10 with --follow.")
+        int | None, typer.Option("--lines", "-n", min=0, metavar="N", help="Only the last ones; 10 with --follow.")
     ] = None,
     all_attempts: Annotated[
         bool, typer.Option("--all-attempts", help="Also of attempts that were lost, released or retried.")

@@ -38,7 +38,9 @@ class Known:
 async def show(
     place: Place,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Numbers, or ranges such as 20-30.")],
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many of the last lines of each log.")] = 5,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, metavar="N", help="So many of the last lines of each log.")
+    ] = 5,
     full: Annotated[bool, typer.Option("--full", help="Long values in full on a terminal, too.")] = False,
 ) -> int:
     """Single experiments: keyfields, results, times, attempts, the ends of their logs, where their code came from.

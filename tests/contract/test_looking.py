@@ -68,7 +68,9 @@ async def test_an_overview_counts_every_status_and_tells_of_workers(make: Make) 
     assert found.oldest == ()
 
 
-async def test_what_runs_is_told_the_oldest_first_with_its_signs_of_life(make: Make, shared: Shared) -> None:
+async def test_what_runs_is_told_the_oldest_first_with_its_signs_of_life(
+    make: Make, target: Target, shared: Shared
+) -> None:
     experimenter, watcher = make(n_jobs=3), make()
     await experimenter.fill_table_with_rows([{"number": n, "kind": "a"} for n in range(4)])
     began, go_on = shared.seen(), shared.gate()
@@ -81,20 +83,21 @@ async def test_what_runs_is_told_the_oldest_first_with_its_signs_of_life(make: M
 
     call = asyncio.create_task(experimenter.execute(run))
     await eventually(lambda: len(began) == 3)
+    await _long_ago(target, 'UPDATE "experiments" SET "start_date" = :long_ago WHERE "ID" = 2')
     found, shorter, none = [await watcher.overview(longest=count) for count in (10, 2, 0)]
     other = await watcher.overview({"number": [1, 3]})
     go_on.open()
     await call
     assert found.counts == {"created": 1, "running": 3, "done": 0, "error": 0, "paused": 0}
     assert [worker.running for worker in found.workers] == [3]
-    assert [each.started for each in found.oldest] == sorted(each.started for each in found.oldest if each.started)
+    assert [each.id for each in found.oldest] == [2, 1, 3]
     by_id = {each.id: each for each in found.oldest}
-    assert sorted(by_id) == [1, 2, 3]
+    assert by_id[2].started == LONG_AGO
     assert {(each.progress, each.message) for each in by_id.values()} == {(0, "at 0"), (0.25, "at 1"), (0.5, "at 2")}
     assert by_id[2].keyfields == {"number": 1, "kind": "a"}
     assert {each.worker for each in by_id.values()} == {found.workers[0].id}
     assert all(each.heartbeat is not None and each.attempt == 1 for each in by_id.values())
-    assert [each.id for each in shorter.oldest] == [each.id for each in found.oldest][:2]
+    assert [each.id for each in shorter.oldest] == [2, 1]
     assert none.oldest == ()
     assert other.counts == {"created": 1, "running": 1, "done": 0, "error": 0, "paused": 0}
     assert [each.id for each in other.oldest] == [2]
