@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from asyncio import CancelledError
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -73,7 +74,7 @@ async def _fill(experimenter: Experimenter, given: Given, create_database: bool)
         await experimenter.preview_fill(0, rows=given, create_database=create_database)
     if create_database:
         await experimenter.create_table(create_database=True)
-    with _progress(_expected(experimenter) if given is None else len(given)) as progress:
+    with _Bar(_expected(experimenter) if given is None else len(given)) as progress:
         if given is not None:
             return await experimenter.fill_table_with_rows(given, progress=progress)
         return await experimenter.fill_table_from_config(progress=progress)
@@ -98,20 +99,34 @@ def _expected(experimenter: Experimenter) -> int:
     return math.prod(1 if key.values is None else len(key.values) for key in keyfields)
 
 
-@contextmanager
-def _progress(expected: int) -> Iterator[Callable[[Filled], None]]:
-    """Shows what was added so far, on a terminal, where it is going to take a while."""
-    from asyncexp.cli import output
+class _Bar:
+    """Hears how far a fill is, and shows it on a terminal where it is going to take a while."""
 
-    if expected < MANY or not output.err().is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, expected: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("Rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.err(), transient=True) as bar:
-        task = bar.add_task("", total=expected)
-        yield lambda filled: bar.update(task, completed=filled.added + filled.existed)
+        from asyncexp.cli import output
+
+        columns = (TextColumn("Rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        shown = expected >= MANY and output.err().is_terminal
+        self._bar = Progress(*columns, console=output.err(), transient=True, disable=not shown)
+        self._task = self._bar.add_task("", total=expected)
+        self._added = 0
+
+    def __call__(self, filled: Filled) -> None:
+        self._added = filled.added
+        self._bar.update(self._task, completed=filled.added + filled.existed)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        from asyncexp.cli import output
+
+        self._bar.stop()
+        if kind is CancelledError:
+            output.note(f"Stopped when {output.count(self._added, 'row')} were added; the same command adds the rest.")
 
 
 def _show_filled(place: Place, filled: Filled) -> None:

@@ -138,6 +138,19 @@ def test_many_rows_show_how_far_they_are(shell_in: MakeShell) -> None:
 
 
 @sqlite_only
+def test_a_fill_that_is_stopped_says_how_far_it_came_and_goes_on(shell_in: MakeShell) -> None:
+    shell = shell_in(keyfields={"number": {"type": "INT", "values": {"start": 0, "stop": 300_000}}})
+    terminal = shell.terminal("fill")
+    terminal.wait_for("0000/300000")
+    terminal.type("\x03")
+    told = terminal.end(130)
+    added = int(told.partition("Stopped when ")[2].partition(" rows were added")[0].replace(",", ""))
+    filled = shell.json("fill")
+    assert added <= filled["existed"] <= added + 10_000, "a batch may have been under way"
+    assert filled["added"] == 300_000 - filled["existed"]
+
+
+@sqlite_only
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_first_rows_fit_the_terminal(shell_in: MakeShell, columns: int) -> None:
     long = {"type": "TEXT", "values": ["[red]a long text " * 20]}
