@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from asyncexp import Experimenter, ResultProcessor
+from asyncexp import Experimenter, ResultProcessor, Summary
 from asyncexp.experiment import Failure, Running, Snapshot
 from asyncexp.store.study import utc
+from asyncexp.worker import TELL_SECONDS
 from tests.contract.conftest import Make
+from tests.contract.functions import nothing
 from tests.contract.shared import Gate, Seen, Shared
 from tests.contract.support import Keys, eventually, numbers
 
@@ -103,3 +105,29 @@ async def test_nothing_runs_nothing_is_known(make: Make) -> None:
     await experimenter.fill_table_from_config()
     taken = await snapshot(experimenter)
     assert (taken.running, taken.failures, taken.away_seconds) == ((), (), None)
+
+
+class Sampled:
+    """Looks at a run now and then."""
+
+    sampled = True
+
+    def __init__(self) -> None:
+        self.told: list[Summary] = []
+
+    def __call__(self, summary: Summary) -> None:
+        self.told.append(summary)
+
+
+async def test_samples_are_few_and_the_last_is_the_end(make: Make) -> None:
+    experimenter = make(keyfields=numbers(200), n_jobs=4)
+    await experimenter.fill_table_from_config()
+    sampled, every = Sampled(), list[Summary]()
+    await experimenter.execute(nothing, max_experiments=100, progress=sampled)
+    await experimenter.execute(nothing, progress=every.append)
+    assert len(every) > 200, "at each beginning and each end"
+    most = 10 + sampled.told[-1].seconds / TELL_SECONDS
+    assert len(sampled.told) <= most
+    for told in (sampled.told, every):
+        assert (told[-1].done, told[-1].running) == (100, 0)
+    assert (sampled.told[-1].left, every[-1].left) == (100, 0)
