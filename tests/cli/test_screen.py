@@ -49,9 +49,10 @@ async def fails_but_one(keys, results, custom):
 
 
 def in_child(keys, results, custom):
-    print("child", os.getpid())
+    print("begins", keys["number"], "as child", os.getpid())
     while not go.exists():
         time.sleep(0.01)
+    print("ends", keys["number"])
 
 
 def quick(keys, results, custom):
@@ -161,7 +162,7 @@ def test_a_ctrl_c_is_graceful_and_says_so(study: Shell) -> None:
 @pytest.mark.parametrize("function", ["held", "in_child"])
 def test_a_second_ctrl_c_stops_now(study: Shell, function: str) -> None:
     terminal = study.terminal("run", f"experiment.py:{function}", "--fill", "--no-energy", "-n", "2")
-    terminal.wait_for("begins 1" if function == "held" else "[2] child")
+    terminal.wait_for("begins 1")
     terminal.type("\x03")
     terminal.wait_for("stopping: 2 still run")
     terminal.type("\x03")
@@ -199,9 +200,13 @@ def test_sigterm_before_anything_runs_ends_it_cleanly(study: Shell) -> None:
 
 
 @sqlite_only
-def test_a_closed_terminal_stops_the_run_in_good_order(study: Shell) -> None:
+@pytest.mark.parametrize("function", ["held", "in_child"])
+@pytest.mark.parametrize("plain", [[], ["--plain"]])
+def test_a_closed_terminal_stops_the_run_in_good_order(study: Shell, function: str, plain: list[str]) -> None:
     log = study.folder / "run.log"
-    terminal = study.terminal(*RUN, "-n", "2", "--log-file", "run.log")
+    words = ("run", f"experiment.py:{function}", "--fill", "--no-energy", "-n", "2", "--log-file", "run.log")
+    terminal = study.terminal(*words, *plain)
+    terminal.wait_for("begins 0")
     terminal.wait_for("begins 1")
     terminal.hang_up()
     eventually(lambda: "SIGTERM: no more experiments are started" in output(log))
@@ -229,8 +234,8 @@ def output(path: Path) -> str:
 @sqlite_only
 def test_a_child_that_is_killed_costs_its_experiment_alone(study: Shell) -> None:
     terminal = study.terminal("run", "experiment.py:in_child", "--fill", "--no-energy", "-n", "1")
-    terminal.wait_for("child ")
-    pid = re.search(r"child (\d+)", terminal.text)
+    terminal.wait_for("as child ")
+    pid = re.search(r"as child (\d+)", terminal.text)
     assert pid is not None
     psutil.Process(int(pid[1])).kill()
     terminal.wait_for("killed by SIGKILL")
