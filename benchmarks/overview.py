@@ -10,13 +10,14 @@ import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from asyncexp import Experimenter
 from asyncexp.db import connect
 from asyncexp.db.base import Target
+from asyncexp.schema import quote, render
 from benchmarks import study
 from benchmarks.places import PROVIDERS, Place, places
 
@@ -28,6 +29,7 @@ SERIES = {
     "postgresql": "SELECT {what} FROM generate_series(1, CAST({rows} AS bigint)) AS s(n)",
     "mysql": "SELECT {what} FROM (SELECT seq AS n FROM seq_1_to_{rows}) AS s",
 }
+DIGEST = {"sqlite": "randomblob(16)", "postgresql": "uuid_send(gen_random_uuid())", "mysql": "RANDOM_BYTES(16)"}
 
 
 def _noise(provider: str, letters: int) -> str:
@@ -65,38 +67,40 @@ async def fill(target: Target, folder: Path, shape: Shape, rows: int) -> None:
     """The rows are made by the database itself."""
     async with study.experimenter(folder, target, rows) as made:
         await made.create_table()
-    ends = {"error": shape.errors, "running": shape.running, "done": rows // 2}
-    status, until = "CASE", 0
-    for name, number in ends.items():  # in turns, so that each kind lies everywhere in the table
-        status += f" WHEN MOD((n * 7919), {rows}) BETWEEN {until} AND {until + number - 1} THEN '{name}'"
-        until += number
-    status = f"({status} ELSE 'created' END)"
-    text = _noise(target.provider, shape.traceback)
     db = connect(target)
-    date = db.dialect.now
-    binary = {"sqlite": "randomblob(16)", "postgresql": "uuid_send(gen_random_uuid())", "mysql": "RANDOM_BYTES(16)"}
-    columns = {
-        "number": "n",
-        "kind": "'a'",
-        "creation_date": date,
-        "status": status,
-        "start_date": date,
-        "name": "'PyExperimenter'",
-        "machine": "'node17'",
-        "error": f"CASE WHEN {status} = 'error' THEN {text} END",
-        "_worker": f"CASE WHEN {status} = 'created' THEN NULL ELSE MOD(n, {WORKERS}) END",
-        "_key_hash": binary[target.provider],
-    }
-    names = ", ".join(f'"{name}"' for name in columns)
-    insert = f'INSERT INTO "experiments" ({names}) '
-    insert += SERIES[target.provider].format(rows=rows, what=", ".join(columns.values()))
-    if target.provider == "mysql":
-        insert = insert.replace('"experiments"', "`experiments`")
-        insert = insert.replace(names, names.replace('"', "`"))
+    columns = _columns(target.provider, db.dialect.now, shape, rows)
+    chosen = SERIES[target.provider].format(rows=rows, what=", ".join(columns.values()))
+    text = f"INSERT INTO {quote(study.TABLE)} ({', '.join(map(quote, columns))}) {chosen}"
     try:
-        await db.execute(insert, limit_seconds=FILL_SECONDS)
+        await db.execute(render(text, db.dialect.placeholder, db.dialect.quote)[0], limit_seconds=FILL_SECONDS)
     finally:
         await db.close()
+
+
+def _columns(provider: str, now: str, shape: Shape, rows: int) -> dict[str, str]:
+    """Column -> SQL of its value in row `n`."""
+    status = _status({"error": shape.errors, "running": shape.running, "done": rows // 2}, rows)
+    return {
+        "number": "n",
+        "kind": "'a'",
+        "creation_date": now,
+        "status": status,
+        "start_date": now,
+        "name": "'PyExperimenter'",
+        "machine": "'node17'",
+        "error": f"CASE WHEN {status} = 'error' THEN {_noise(provider, shape.traceback)} END",
+        "_worker": f"CASE WHEN {status} = 'created' THEN NULL ELSE MOD(n, {WORKERS}) END",
+        "_key_hash": DIGEST[provider],
+    }
+
+
+def _status(numbers: Mapping[str, int], rows: int) -> str:
+    """So many rows of each, everywhere in the table; the others are `created`."""
+    cases, until = "", 0
+    for name, number in numbers.items():
+        cases += f" WHEN MOD((n * 7919), {rows}) BETWEEN {until} AND {until + number - 1} THEN '{name}'"
+        until += number
+    return f"(CASE{cases} ELSE 'created' END)"
 
 
 async def looks(experimenter: Experimenter) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ import pytest
 
 from asyncexp.db.base import Target
 from benchmarks import __main__ as command
-from benchmarks import crew, peers, profile, study, throughput, waking
+from benchmarks import crew, overview, peers, profile, study, throughput, waking
 from benchmarks.places import Place
 from benchmarks.rounds import Judged, Line, in_turns
 from benchmarks.throughput import Size
@@ -193,3 +193,10 @@ def test_the_profile_counts_what_goes_to_the_database(capsys: pytest.CaptureFixt
     assert f"SQLite, 10 at once: {ROWS} experiments" in told
     assert "  transactions\n" in told
     assert "asyncexp/worker.py:" in told.partition("thread MainThread")[2]
+
+
+def test_a_look_at_a_large_table_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    overview.main(["--rows", "1000", "--databases", "sqlite"])
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == len(overview.shapes(1_000))
+    assert all(line.startswith("SQLite") and "1,000 rows" in line for line in told)
