@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +45,11 @@ class Place:
         )
 
     @asynccontextmanager
-    async def open(self, *, new: bool = False, **more: Any) -> AsyncIterator[Experimenter]:
+    async def open(self, *, new: bool = False, patient: bool = False, **more: Any) -> AsyncIterator[Experimenter]:
         """An experimenter on tables that are there, unless they may be `new`; it is closed at the end.
+
+        Args:
+            patient: its first call connects, and waits for a database that is away if that call does.
 
         Raises:
             Refused: there is no SQLite file yet; to open it would make it.
@@ -54,7 +57,7 @@ class Place:
         experimenter = self.experimenter(**more)
         if not new:
             self._see_the_file(experimenter.configuration)
-        async with experimenter:
+        async with aclosing(experimenter) if patient else experimenter:
             yield experimenter
 
     def _see_the_file(self, configuration: Configuration) -> None:

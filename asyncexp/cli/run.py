@@ -347,7 +347,7 @@ async def _open(place: Place, wish: Wish) -> AsyncIterator[Experimenter]:
 
     level = {} if wish.log_file is None or place.debug else {"log_level": "INFO"}
     async with place.open(
-        new=wish.fill, name=wish.name, use_codecarbon=wish.energy, log_file=wish.log_file, **level
+        new=wish.fill, patient=True, name=wish.name, use_codecarbon=wish.energy, log_file=wish.log_file, **level
     ) as experimenter:
         if not place.debug:
             logs.brief(logging.getLogger("py-experimenter"))

@@ -260,6 +260,19 @@ def test_a_database_that_is_away_is_shown_and_costs_nothing(study: Shell, server
 
 
 @pytest.mark.parametrize("provider", ["postgresql"])
+def test_a_database_that_is_away_at_the_beginning_is_waited_for(study: Shell, server: Server) -> None:
+    study.run("run", "experiment.py:quick", "--fill", "--max", "0", "--no-energy")
+    server.stop()
+    try:
+        terminal = study.terminal("run", "experiment.py:quick", "--no-energy")
+        terminal.wait_for("Trying for 60 s to reach the database")
+    finally:
+        server.start()
+    assert "4 done in" in terminal.end()
+    left_clean(terminal)
+
+
+@pytest.mark.parametrize("provider", ["postgresql"])
 def test_an_outage_that_stops_it_is_four(study: Shell, server: Server) -> None:
     words = ("run", "experiment.py:beats", "--fill", "--no-energy", "--on-outage", "stop")
     terminal = study.terminal(*words)
