@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from asyncexp.cli.app import app
+from asyncexp.cli.app import HOMES, app
 
 PAGE = Path(__file__).parent / "cli.md"
 SCREENS = PAGE.parent / "screens"
@@ -68,7 +68,12 @@ class Command:
 
 def commands() -> list[Command]:
     """In the order of `asyncexp --help`."""
-    return [_command(each) for each in app.registered_commands]
+    return [_command(each) for each in sorted(app.registered_commands, key=_home)]
+
+
+def _home(info: Any) -> int:
+    """Somebody may have imported a module of commands before the application, and they would come first."""
+    return HOMES.index(info.callback.__module__.rpartition(".")[2])
 
 
 def _command(info: Any) -> Command:
@@ -83,7 +88,8 @@ def page() -> str:
     found = commands()
     assert app.registered_callback is not None, "the options that stand before a command"
     about = _prose(inspect.getdoc(app.registered_callback.callback) or "")
-    shared = "\n".join(_options(found[0].infos(OptionInfo, shared=True)))
+    options = max((list(each.infos(OptionInfo, shared=True)) for each in found), key=len)  # some have not all
+    shared = "\n".join(_options(options))
     parts = [INTRODUCTION.format(about=about, shared=shared)]
     panel = None
     for command in found:

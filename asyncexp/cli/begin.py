@@ -1,8 +1,7 @@
-"""`init`: a project that runs, and `schema`: what editors need to help with its configuration."""
+"""`init`: a project that runs."""
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
+from asyncexp.cli.command import Refused, command
 from asyncexp.cli.place import Place
 
 PANEL = "Begin"
@@ -69,7 +68,7 @@ def init(
             "or overwrite with --force"
         )
     try:
-        _write(folder, files)
+        write_files(folder, files)
     except OSError as error:
         raise Refused(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     _told(place, folder, template, list(files))
@@ -84,7 +83,8 @@ def _files(template: str) -> dict[str, str]:
     return {**{name: path.read_text("utf-8") for name, path in found.items()}, SCHEMA: editors.text()}
 
 
-def _write(folder: Path, files: dict[str, str]) -> None:
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Writes them, over those that are there; folders are made."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,46 +107,3 @@ def _told(place: Place, folder: Path, template: Template, files: list[str]) -> N
     steps += [(f"  {line}", f"# {meaning}") for line, meaning in NEXT]
     output.say("\nWhat to do next:\n")
     output.grid(("", ""), [(line, Text(meaning, "bright_black")) for line, meaning in steps])
-
-
-@command(PANEL, without=("config", "credentials", "table", "database", "json"))
-def schema(
-    place: Place,  # noqa: ARG001  (as all commands have it)
-    file: Annotated[Path | None, typer.Argument(help="Write it here; by default to standard output.")] = None,
-) -> int | None:
-    """The JSON schema of the configuration, by which editors complete and check it.
-
-    In VS Code with the extension YAML (redhat.vscode-yaml), and in other editors with yaml-language-server, the
-    first line of the configuration names the schema; `asyncexp init` writes both.
-
-    \b
-    Examples:
-      asyncexp schema config/experiment_configuration.schema.json
-      # and as the first line of config/experiment_configuration.yml:
-      # yaml-language-server: $schema=experiment_configuration.schema.json
-    """
-    from asyncexp.cli import output
-    from asyncexp.config import editors
-
-    if file is None:
-        typer.echo(editors.text(), nl=False)
-        return None
-    if file.exists() and not _is_schema(file):
-        raise Refused(f"{file} is there, and no schema of a configuration: nothing was written", NOT_ALL_WELL)
-    try:
-        _write(Path(), {str(file): editors.text()})
-    except OSError as error:
-        raise Refused(f"{file} cannot be written: {error.strerror}") from None
-    output.say(output.mark(True), f"{file} written")
-    return None
-
-
-def _is_schema(file: Path) -> bool:
-    """Whether it is one that was written before, perhaps by another version."""
-    from asyncexp.config.editors import TITLE
-
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("title") == TITLE

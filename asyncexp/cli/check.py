@@ -69,7 +69,7 @@ async def check(
     place: Place,
     function: Annotated[
         str | None,
-        typer.Argument(metavar="[FUNCTION]", help="Look at this function, too: module:function or file.py:function."),
+        typer.Argument(metavar="FUNCTION", help="Look at this function, too: module:function or file.py:function."),
     ] = None,
 ) -> int | None:
     """Whether all is in place: configuration, credentials, connection, rights, tables; and what to do if not.
@@ -245,11 +245,11 @@ def _server(found: Findings, configuration: Configuration, server: ServerInfo) -
     if server.most_connections is None:
         found.good("connection", server.version)
     else:
-        database = configuration.database
         tls = f"encrypted by {server.tls}" if server.tls else "not encrypted"
-        insist = "" if server.tls or database.use_ssh_tunnel else "`tls: verify-full` insists on encryption"
-        way = ", through an SSH tunnel" if database.use_ssh_tunnel else ""
-        found.good("connection", f"{server.version}, {tls}{way}", insist)
+        tunnel = configuration.database.use_ssh_tunnel
+        way = f"through an SSH tunnel, behind it {tls}" if tunnel else tls
+        insist = "" if server.tls or tunnel else "`tls: verify-full` insists on encryption"
+        found.good("connection", f"{server.version}, {way}", insist)
         _room_for_workers(found, server)
         _clock(found, server.clock_seconds)
 

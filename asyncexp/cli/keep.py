@@ -1,9 +1,11 @@
-"""Upkeep of the tables: `create`, `migrate`, `delete-table`."""
+"""Upkeep of the tables: `create`, `migrate`, `delete-table`; and `schema`, for editors."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -139,3 +141,47 @@ def _typed(name: str, rows: int, running: int) -> bool:
     output.note(f"{what}{f'; {running:,} of them run now' if running else ''}.")
     given: str = typer.prompt("Type the table's name to delete it", default="", show_default=False, err=True)
     return given.strip() == name
+
+
+@command(PANEL, without=("config", "credentials", "table", "database", "json"))
+def schema(
+    place: Place,  # noqa: ARG001  (as all commands have it)
+    file: Annotated[Path | None, typer.Argument(help="Write it here; by default to standard output.")] = None,
+) -> int | None:
+    """The JSON schema of the configuration, by which editors complete and check it.
+
+    In VS Code with the extension YAML (redhat.vscode-yaml), and in other editors with yaml-language-server, the
+    first line of the configuration names the schema; `asyncexp init` writes both.
+
+    \b
+    Examples:
+      asyncexp schema config/experiment_configuration.schema.json
+      # and as the first line of config/experiment_configuration.yml:
+      # yaml-language-server: $schema=experiment_configuration.schema.json
+    """
+    from asyncexp.cli import output
+    from asyncexp.cli.begin import write_files
+    from asyncexp.config import editors
+
+    if file is None:
+        typer.echo(editors.text(), nl=False)
+        return None
+    if file.exists() and not _is_schema(file):
+        raise Refused(f"{file} is there, and no schema of a configuration: nothing was written", NOT_ALL_WELL)
+    try:
+        write_files(Path(), {str(file): editors.text()})
+    except OSError as error:
+        raise Refused(f"{file} cannot be written: {error.strerror}") from None
+    output.say(output.mark(True), f"{file} written")
+    return None
+
+
+def _is_schema(file: Path) -> bool:
+    """Whether it is one that was written before, perhaps by another version."""
+    from asyncexp.config.editors import TITLE
+
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("title") == TITLE

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.cli.conftest import MakeShell
 from tests.cli.shell import COMMAND, Shell, environment
 from tests.contract.sql import execute, fetch
 from tests.servers import Server, free_port
+from tests.sshd import ssh_server
 from tests.studies import write_configuration, write_credentials
 
 sqlite_only = pytest.mark.parametrize("provider", ["sqlite"])
@@ -47,9 +48,9 @@ def one(told: dict[str, list[Any]], name: str) -> tuple[bool | None, str]:
     return ok, words
 
 
-def as_user(shell: Shell, target: Target) -> None:
+def as_user(shell: Shell, target: Target, ssh: Mapping[str, Any] | None = None) -> None:
     """Other credentials."""
-    written = write_credentials(shell.folder / "config", target)
+    written = write_credentials(shell.folder / "config", target, ssh)
     assert written is not None
     written.replace(shell.folder / "config" / "database_credentials.yml")
 
@@ -169,6 +170,19 @@ def test_a_missing_database(shell: Shell, target: Target, server: Server) -> Non
     assert not ok
     assert "asyncexp fill --create-database" in words
     assert "create_table" not in words
+
+
+@pytest.mark.parametrize("provider", ["postgresql"])
+def test_a_tunnel_that_opens_and_one_that_does_not(shell_in: MakeShell, target: Target) -> None:
+    shell = shell_in(use_ssh_tunnel=True)
+    with ssh_server() as ssh:
+        as_user(shell, target, ssh.connection())
+        ok, words = one(found(shell, code=0), "connection")
+        assert ok
+        assert "through an SSH tunnel" in words
+    ok, words = one(found(shell, code=1), "connection")
+    assert not ok
+    assert "key_file" in words, "which went with the server"
 
 
 # ------------------------------------------------------------------------------------------- rights
