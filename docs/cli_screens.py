@@ -6,8 +6,10 @@ import io
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from tests.cli.shell import Shell, Terminal
+from tests.cli.shell import COMMAND, Shell, Terminal
 
 FOLDER = Path(__file__).parent / "screens"
 COLUMNS, ROWS = 100, 26
+SETTLED_SECONDS = 0.5
+"""A screen that is painted five times a second is looked at between two paintings."""
 CONFIGURATION = """\
 PY_EXPERIMENTER:
   n_jobs: 4
@@ -73,6 +77,8 @@ def main() -> None:
         shell.run("fill")
         running = shell.terminal("run", "experiment.py:train", columns=COLUMNS, rows=ROWS)
         running.wait_for("no convergence")
+        running.wait_for("lease")  # the screen's last line
+        time.sleep(SETTLED_SECONDS)
         _save("run", "asyncexp run experiment.py:train", running)
         _picture("status", shell, ("status",))
         running.end(code=1)
@@ -102,7 +108,7 @@ def _picture(name: str, shell: Shell, words: Sequence[str]) -> None:
 
 
 def _save(name: str, title: str, terminal: Terminal) -> None:
-    lines = terminal.cells()
+    lines = [_without_interpreter(line) for line in terminal.cells()]
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for line in lines:
         console.print(_text(line), soft_wrap=True)
@@ -110,10 +116,17 @@ def _save(name: str, title: str, terminal: Terminal) -> None:
     (FOLDER / f"{name}.svg").write_text(console.export_svg(title=title, code_format=form, unique_id=name))
 
 
+def _without_interpreter(cells: list[Any]) -> list[Any]:
+    """How a command was started here is no one else's business: `asyncexp` it is for those who installed it."""
+    started, shown = " ".join(COMMAND), COMMAND[-1]
+    at = "".join(cell.data for cell in cells).find(started)
+    return cells if at < 0 else cells[:at] + cells[at + len(started) - len(shown) :]
+
+
 def _text(cells: Sequence[Any]) -> Text:
     text = Text()
-    for cell in cells:
-        text.append(cell.data, _style(cell))
+    for style, alike in groupby(cells, _style):
+        text.append("".join(cell.data for cell in alike), style)
     text.rstrip()
     return text
 
