@@ -789,7 +789,8 @@ class Experimenter:
         """How the study stands: counts, workers, rate, what runs longest; by one scan of the table.
 
         Args:
-            condition: as in `get_table`; workers and their rate are those of all rows nevertheless.
+            condition: as in `get_table`. Workers, their ends and the rate are those of all rows nevertheless; how many
+                experiments each runs is of the rows chosen.
             longest: so many of the running experiments are shown one by one, those that run longest.
         """
         study = await self._reading()
