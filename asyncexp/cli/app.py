@@ -12,9 +12,9 @@ from asyncexp.cli.command import app
 __all__ = ["app"]
 
 HOMES = (
-    *("begin", "check", "fill", "run"),
-    *("look", "workers", "show", "failures", "logs"),
-    *("mend", "results", "keep"),
+    *("init", "check", "fill", "run"),
+    *("status", "workers", "show", "errors", "logs"),
+    *("mend", "results", "upkeep"),
 )
 """The modules that define commands, in the order of `asyncexp --help`."""
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli.command import NOT_ALL_WELL, command, for_shell
+from asyncexp.cli import output
+from asyncexp.cli.codes import NOT_ALL_WELL
+from asyncexp.cli.command import command, for_shell
 from asyncexp.cli.place import Place
 from asyncexp.errors import ConfigError, CreatingTableError, DatabaseError, NoConfigFileError, PyExperimenterError
 
@@ -81,8 +83,6 @@ async def check(
       asyncexp check
       asyncexp check experiment.py:run_experiment
     """
-    from asyncexp.cli import output
-
     found = Findings()
     experimenter = _configuration(found, place)
     if experimenter is not None:
@@ -99,8 +99,6 @@ async def check(
 
 def _show(found: Findings) -> None:
     from rich.table import Table
-
-    from asyncexp.cli import output
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for overflow in ("ellipsis", "ellipsis", "fold"):  # a long path is to be read, too
@@ -120,8 +118,6 @@ def _words(line: Finding) -> Text:
 
 
 def _utf() -> bool:
-    from asyncexp.cli import output
-
     return output.out().encoding.lower().startswith("utf")
 
 
@@ -339,8 +335,6 @@ def _told(lacking: dict[str, list[str]]) -> str:
 
 
 async def _workers(found: Findings, experimenter: Experimenter) -> None:
-    from asyncexp.cli import output
-
     workers = await experimenter.workers()
     live = sum(worker.state == "live" for worker in workers)
     lost = [worker for worker in workers if worker.state == "lost" and worker.running]
@@ -383,10 +377,10 @@ def _function(found: Findings, target: str) -> bool | None:
 
 def _imported(target: str) -> Callable[..., Any]:
     """What it prints goes to standard error: standard output is for the result."""
-    from asyncexp.cli.words import function
+    from asyncexp.cli import functions
 
     with redirect_stdout(sys.stderr):
-        return function(target)
+        return functions.named(target)
 
 
 def _line_of(failure: BaseException) -> str:

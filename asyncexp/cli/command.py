@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import sys
@@ -13,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from asyncexp.cli.codes import CLOSED_PIPE, CONFIGURATION, DATABASE, INTERRUPTED, NOT_ALL_WELL, OK, USAGE, Refused
+from asyncexp.cli.output import note
 from asyncexp.cli.place import Place
 from asyncexp.errors import (
     ConfigError,
@@ -23,17 +24,6 @@ from asyncexp.errors import (
     ParameterCombinationError,
     PyExperimenterError,
 )
-
-OK = 0
-NOT_ALL_WELL = 1
-"""Experiments ended in error, a check found something, what was asked for is not there."""
-USAGE = 2
-CONFIGURATION = 3
-DATABASE = 4
-BUG = 70
-INTERRUPTED = 128 + 2
-TERMINATED = 128 + 15
-CLOSED_PIPE = 128 + 13
 
 _OPTIONS = {
     "config": Annotated[
@@ -66,14 +56,6 @@ _OPTIONS = {
     "debug": Annotated[bool, typer.Option("--debug", help="Errors with their traceback.", rich_help_panel="Where")],
 }
 _DEFAULTS: dict[str, Any] = {"json": False, "debug": False}
-
-
-class Refused(Exception):
-    """A command that cannot do what it was told, in a sentence; nothing was changed."""
-
-    def __init__(self, words: str, code: int = USAGE) -> None:
-        super().__init__(words)
-        self.code = code
 
 
 app = typer.Typer(
@@ -125,6 +107,8 @@ def outcome(work: Callable[[], Any], *, debug: bool) -> int:
     try:
         done = work()
         if inspect.iscoroutine(done):
+            import asyncio
+
             done = asyncio.run(done)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -151,8 +135,6 @@ def code_of(error: PyExperimenterError) -> int:
 
 def _tell(error: Exception) -> None:
     from rich.text import Text
-
-    from asyncexp.cli.output import note
 
     note(Text.assemble(("error: ", "bold red"), for_shell(str(error))))
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from asyncexp.cli.command import NOT_ALL_WELL, Refused
+from asyncexp.cli.codes import NOT_ALL_WELL, Refused
+from asyncexp.cli.groups import hashable
 from asyncexp.cli.output import count
 
 if TYPE_CHECKING:
@@ -165,8 +166,6 @@ def _must_be(kind: Kind | None, able: Sequence[str], what: str) -> None:
 
 def _categories(column: pd.Series[Any], most: int, remarks: list[str], why: str = "") -> tuple[list[str], Any]:
     """The names of the categories in order, and the number of each row's own (-1: not shown)."""
-    from asyncexp.cli.summarise import hashable
-
     names = hashable(column).map(_name, na_action=None)
     found = names.value_counts()
     if len(found) > most:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from asyncio import CancelledError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from asyncexp.cli import output
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
+from asyncexp.cli.row_files import read
+from asyncexp.errors import EmptyFillDatabaseCallError, ParameterCombinationError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -54,8 +56,6 @@ async def fill(
       asyncexp fill
       asyncexp fill --rows combinations.csv
     """
-    from asyncexp.cli.rows import read
-
     given = None if rows is None else read(rows, place.schema.keyfields)
     experimenter = place.experimenter()
     try:
@@ -83,8 +83,6 @@ async def _fill(experimenter: Experimenter, given: Given, create_database: bool)
 @contextmanager
 def _naming(file: Path | None) -> Iterator[None]:
     """What is wrong with a row is told with its file."""
-    from asyncexp.errors import EmptyFillDatabaseCallError, ParameterCombinationError
-
     try:
         yield
     except (ParameterCombinationError, EmptyFillDatabaseCallError) as wrong:
@@ -105,8 +103,6 @@ class _Bar:
     def __init__(self, expected: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        from asyncexp.cli import output
-
         columns = (TextColumn("Rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         shown = expected >= MANY and output.err().is_terminal
         self._bar = Progress(*columns, console=output.err(), transient=True, disable=not shown)
@@ -122,7 +118,7 @@ class _Bar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        from asyncexp.cli import output
+        from asyncio import CancelledError
 
         self._bar.stop()
         if kind is CancelledError:
@@ -130,8 +126,6 @@ class _Bar:
 
 
 def _show_filled(place: Place, filled: Filled) -> None:
-    from asyncexp.cli import output
-
     if place.json:
         output.write_json(filled)
         return
@@ -146,15 +140,11 @@ def _show_filled(place: Place, filled: Filled) -> None:
 
 def _exist(existing: int, rows: int) -> str:
     """`1 of 3 rows exists already`."""
-    from asyncexp.cli import output
-
     which = output.count(rows, "row") if existing == rows else f"{existing:,} of {output.count(rows, 'row')}"
     return f"{which} {'exists' if existing == 1 else 'exist'} already"
 
 
 def _show_preview(place: Place, preview: Preview) -> None:
-    from asyncexp.cli import output
-
     if place.json:
         output.write_json(preview)
         return
@@ -167,8 +157,6 @@ def _show_preview(place: Place, preview: Preview) -> None:
 
 
 def _show_rows(place: Place, preview: Preview) -> None:
-    from asyncexp.cli import output
-
     names = place.schema.key_names
     numbers = [column.name for column in place.schema.keyfields if _is_number(column.type)]
     output.grid(names, [[_cell(row[name]) for name in names] for row in preview.first], right=numbers)

@@ -1,14 +1,13 @@
-"""`asyncexp status`: how the study stands, once or for as long as somebody watches."""
+"""What a look at a study shows: its counts, workers and what runs longest, for people and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from asyncexp.cli.command import command
+from asyncexp.cli import cells, output
+from asyncexp.cli.cells import moment, named
 from asyncexp.cli.place import Place
 
 if TYPE_CHECKING:
@@ -18,53 +17,11 @@ if TYPE_CHECKING:
     from asyncexp.store.look import Overview
     from asyncexp.store.workers import WorkerInfo
 
-PANEL = "Watch"
 LONGEST = 10
 """So many running experiments are told one by one, where the screen has room for them."""
 MOST_MACHINES = 8
 MOST_BAR_COLUMNS = 40
 BESIDE_BAR = 34
-
-
-@command(PANEL)
-async def status(
-    place: Place,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this value; may be repeated.")
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
-    interval: Annotated[
-        float,
-        typer.Option(
-            min=0.1, metavar="SECONDS", help="Between two looks with --watch; ten times what a look takes at least."
-        ),
-    ] = 2.0,
-) -> int | None:
-    """How the study stands: counts, rate, ETA, workers, what runs longest. Dates are UTC.
-
-    \b
-    Examples:
-      asyncexp status
-      asyncexp status --watch
-      asyncexp status --where kernel=rbf --where kernel=poly
-      asyncexp status --json | jq .counts.done
-    """
-    from rich.console import Group
-
-    from asyncexp.cli import output, watching
-    from asyncexp.cli.pace import Pace
-
-    condition = place.where(where)
-    if watch:
-        return await watching.watch(place, condition, interval)
-    async with place.open() as experimenter:
-        overview = await experimenter.overview(condition, longest=LONGEST)
-    pace = Pace(overview)
-    if place.json:
-        output.write_json(document(place, overview, pace.rate, pace.eta_seconds(condition)))
-    else:
-        output.say(Group(*screen(place, overview, pace.rate, pace.eta_seconds(condition), condition)))
-    return None
 
 
 def document(place: Place, overview: Overview, rate: float, eta_seconds: float | None) -> dict[str, Any]:
@@ -110,8 +67,6 @@ def screen(
 
 
 def _height(parts: Sequence[Any]) -> int:
-    from asyncexp.cli import output
-
     width = output.out().width
     return sum(getattr(part, "row_count", 0) + 1 + max(0, getattr(part, "cell_len", 0) - 1) // width for part in parts)
 
@@ -125,8 +80,6 @@ def _that_fit(found: Sequence[Running], rows: int | None) -> Sequence[Running]:
 def _title(place: Place, overview: Overview, condition: dict[str, Any] | None) -> RenderableType:
     from rich.text import Text
 
-    from asyncexp.cli.cells import moment, named
-
     database = place.configuration.database
     words = f"  {moment(overview.at)} UTC  {database.provider} {database.database}"
     narrowed = f"  where {named(condition)}" if condition else ""
@@ -135,8 +88,6 @@ def _title(place: Place, overview: Overview, condition: dict[str, Any] | None) -
 
 def _counts(overview: Overview) -> Iterator[RenderableType]:
     from rich.text import Text
-
-    from asyncexp.cli import output
 
     total = max(1, overview.total)
     width = max(len(f"{total:,}"), 6)
@@ -157,8 +108,6 @@ def _percent(number: int, total: int) -> str:
 
 def _bar(share: float) -> str:
     """A share as a bar; none where nobody looks."""
-    from asyncexp.cli import output
-
     console = output.out()
     if not console.is_terminal:
         return ""
@@ -169,7 +118,6 @@ def _bar(share: float) -> str:
 def _sums(overview: Overview, rate: float, eta_seconds: float | None) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from asyncexp.cli import output
     from asyncexp.progress import rate_text, span_text
 
     words = [f"rate {rate_text(rate)}"] if any(worker.state == "live" for worker in overview.workers) else []
@@ -202,8 +150,6 @@ def _advice(overview: Overview, condition: dict[str, Any] | None) -> Iterator[st
 def _machines(overview: Overview) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from asyncexp.cli import cells, output
-
     at: dict[str, list[WorkerInfo]] = {}
     for worker in overview.workers:
         if worker.state == "live" or worker.running:
@@ -231,8 +177,6 @@ def _machines(overview: Overview) -> Iterator[RenderableType]:
 def _oldest(overview: Overview, room: int | None) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from asyncexp.cli import output
-
     shown = _that_fit(overview.oldest, room)
     if not shown:
         return
@@ -246,8 +190,6 @@ def _oldest(overview: Overview, room: int | None) -> Iterator[RenderableType]:
 
 def _row(running: Running, overview: Overview) -> Sequence[Any]:
     from rich.text import Text
-
-    from asyncexp.cli import cells, output
 
     what = Text(cells.named(running.keyfields))
     if running.message:

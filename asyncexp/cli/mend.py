@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import complete
-from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
+from asyncexp.cli import complete, output
+from asyncexp.cli.codes import NOT_ALL_WELL, Refused
+from asyncexp.cli.command import command
+from asyncexp.cli.output import count
 from asyncexp.cli.place import Place
+from asyncexp.cli.words import ids
+from asyncexp.errors import InvalidColumnError, unknown
 
 if TYPE_CHECKING:
     from asyncexp import Experimenter
@@ -97,8 +100,6 @@ async def _remove(
     where: list[str] | None,
     yes: bool,
 ) -> int | None:
-    from asyncexp.cli import output
-
     if not (ids or status or where):
         raise Refused("Which rows? Name IDs, --status or --where; --status all means every row.")
     key, words = ("reset", "{} created anew.") if what == "reset" else ("deleted", "{} deleted.")
@@ -118,7 +119,6 @@ async def _remove(
 
 
 def _statuses(words: Iterable[str] | None) -> list[str]:
-    from asyncexp.errors import InvalidColumnError
     from asyncexp.store.study import statuses
 
     given = [part.strip() for word in words or () for part in word.split(",") if part.strip()]
@@ -129,15 +129,11 @@ def _statuses(words: Iterable[str] | None) -> list[str]:
 
 
 def _ids(texts: list[str] | None) -> list[int] | None:
-    from asyncexp.cli.words import ids
-
     return ids(texts)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     """`30 rows (20 done, 10 error)`; rows that run are lost to their workers, which is said."""
-    from asyncexp.cli.output import count
-
     found = {status: number for status, number in counts.items() if number}
     parts = ", ".join(f"{number:,} {status}" for status, number in found.items())
     words = f"{count(sum(found.values()), 'row')} ({parts})"
@@ -145,16 +141,12 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _left() -> int:
-    from asyncexp.cli import output
-
     output.note("Nothing was changed.")
     return NOT_ALL_WELL
 
 
 def _tell(place: Place, key: str, changed: int | list[int], words: str) -> None:
     """What was done, as JSON or in a sentence with the number of rows."""
-    from asyncexp.cli import output
-
     number = changed if isinstance(changed, int) else len(changed)
     if place.json:
         output.write_json({key: changed})
@@ -205,8 +197,6 @@ async def _ask(
     yes: bool,
 ) -> int | None:
     """Rows named by their IDs are asked for at once; whoever names them by a condition sees first how many it hits."""
-    from asyncexp.cli import output
-
     if not (ids or where):
         raise Refused("Which rows? Name IDs or --where; `asyncexp workers` and `asyncexp status` show what runs.")
     async with place.open() as experimenter:
@@ -271,8 +261,6 @@ def _named(live: list[WorkerInfo], words: list[str]) -> list[WorkerInfo]:
     for word in words:
         found = [each for each in live if _is_called(each, word)]
         if not found:
-            from asyncexp.errors import unknown
-
             known = list(dict.fromkeys(name for each in live for name in (each.machine, f"{each.machine}:{each.pid}")))
             raise Refused(unknown("No live worker", word, known), NOT_ALL_WELL)
         chosen |= {each.id: each for each in found}
@@ -286,6 +274,8 @@ def _is_called(worker: WorkerInfo, word: str) -> bool:
 
 async def _stopped(experimenter: Experimenter, asked: list[int], seconds: float) -> list[int]:
     """Those of the workers asked that still run experiments after so long."""
+    import asyncio
+
     until = time.monotonic() + seconds
     while True:
         busy = {each.id for each in await experimenter.workers() if each.state == "live" and each.running}
@@ -296,8 +286,6 @@ async def _stopped(experimenter: Experimenter, asked: list[int], seconds: float)
 
 
 def _tell_stopped(place: Place, asked: list[int], left: list[int]) -> int | None:
-    from asyncexp.cli import output
-
     if place.json:
         output.write_json({"asked": asked, "still_running": left})
     elif not asked:

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncexp.cli.codes import Refused
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -215,8 +217,6 @@ def asked(question: str, *, yes: bool) -> bool:
         Refused: nobody can be asked.
     """
     import typer
-
-    from asyncexp.cli.command import Refused
 
     if yes:
         return True

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncexp.cli.codes import DATABASE, Refused
+from asyncexp.cli.words import where
+
 if TYPE_CHECKING:
     from asyncexp import Experimenter
     from asyncexp.config.models import Configuration
@@ -62,7 +65,6 @@ class Place:
 
     def _see_the_file(self, configuration: Configuration) -> None:
         from asyncexp import config
-        from asyncexp.cli.command import DATABASE, Refused
 
         if configuration.database.provider != "sqlite":
             return
@@ -94,7 +96,6 @@ class Place:
         Raises:
             ParameterCombinationError: no such column, or a value that it cannot hold.
         """
-        from asyncexp.cli.words import where
         from asyncexp.schema import BIGINT, WORD, Column
 
         if not texts:

@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from asyncexp.cli import complete, output
-from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
+from asyncexp.cli import complete, formats, output, pictures
+from asyncexp.cli.codes import NOT_ALL_WELL, Refused
+from asyncexp.cli.command import command
+from asyncexp.cli.drawing import draw
+from asyncexp.cli.figures import KINDS
+from asyncexp.cli.figures import figure as figure_of
+from asyncexp.cli.formats import STDOUT, Content
+from asyncexp.cli.groups import Wanted, summarised
 from asyncexp.cli.place import Place
+from asyncexp.cli.source import Source
 from asyncexp.errors import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from asyncexp.cli.export import Content
     from asyncexp.cli.figures import Figure, Kind
-    from asyncexp.cli.source import Source
-    from asyncexp.cli.summarise import Wanted
 
 PANEL = "Results"
 
@@ -93,17 +97,13 @@ async def export(
       asyncexp export steps.csv --log steps
       asyncexp export - --columns ID,accuracy | head
     """
-    from asyncexp.cli import export as files
-    from asyncexp.cli.source import Source
-    from asyncexp.cli.summarise import Wanted
-
-    files.check(file)
+    formats.check(file)
     source = Source(place, log, energy, tuple(where or ()), tuple(status or ()), all_attempts)
     asked = {"mean": mean, "std": std, "median": median, "min": min, "max": max, "sum": sum}
     wanted = Wanted(tuple(source.known("--group-by", group_by)), _statistics(source, asked), count)
     content = await _content(source, wanted, _chosen(source, columns, bookkeeping, wanted))
     content.decimals = decimals
-    files.write(content, file, as_json=place.json)
+    formats.write(content, file, as_json=place.json)
     _told(place, file, content)
 
 
@@ -126,9 +126,6 @@ def _chosen(source: Source, columns: Names, bookkeeping: bool, wanted: Wanted) -
 
 
 async def _content(source: Source, wanted: Wanted, columns: list[str]) -> Content:
-    from asyncexp.cli.export import Content
-    from asyncexp.cli.summarise import summarised
-
     frame = await source.read([*wanted.by, *wanted.statistics] if wanted else columns)
     if not wanted:
         of_json = frozenset(name for name, type_ in source.types.items() if type_.name == "JSON")
@@ -147,8 +144,6 @@ def _left_out(frame: pd.DataFrame, wanted: Wanted) -> list[str]:
 
 def _told(place: Place, file: str, content: Content) -> None:
     """What was written; beside the rows themselves, if they went to standard output."""
-    from asyncexp.cli.export import STDOUT
-
     for remark in content.remarks:
         output.note(remark)
     rows, columns = content.frame.shape
@@ -207,9 +202,6 @@ async def plot(
       asyncexp plot loss --log steps --by step --hue kernel
       asyncexp plot energy_consumed_kw --energy --by kernel
     """
-    from asyncexp.cli import plot as pictures
-    from asyncexp.cli.source import Source
-
     if out is not None:
         pictures.check(out)
     chosen = _kind(kind)
@@ -224,8 +216,6 @@ async def plot(
 
 
 def _kind(word: str | None) -> Kind | None:
-    from asyncexp.cli.figures import KINDS
-
     if word is None or word in KINDS:
         return cast("Kind | None", word)
     raise Refused(unknown("--kind: no kind", word, KINDS))
@@ -241,17 +231,13 @@ def _usual(source: Source, columns: list[str | None]) -> Source:
 async def _figures(
     source: Source, columns: list[str], by: str | None, hue: str | None, kind: Kind | None
 ) -> list[Figure]:
-    from asyncexp.cli.figures import figure
-
     frame = await source.read([*columns, *filter(None, [by, hue])])
     if frame.empty and source.status == ("done",):
         raise Refused("no experiment that is done is there to draw; --status all draws every one", NOT_ALL_WELL)
-    return [figure(frame, y, by, hue, kind, over_time=source.log is not None) for y in columns]
+    return [figure_of(frame, y, by, hue, kind, over_time=source.log is not None) for y in columns]
 
 
 def _shown(place: Place, figures: list[Figure], out: Path | None, title: str | None) -> None:
-    from asyncexp.cli.drawing import draw
-
     for remark in dict.fromkeys(remark for figure in figures for remark in figure.remarks):
         output.note(remark)
     if place.json:

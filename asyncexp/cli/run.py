@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -16,27 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli.command import (
-    CONFIGURATION,
-    DATABASE,
-    INTERRUPTED,
-    NOT_ALL_WELL,
-    OK,
-    TERMINATED,
-    Refused,
-    command,
-)
+from asyncexp.cli import output, words
+from asyncexp.cli.codes import DATABASE, INTERRUPTED, NOT_ALL_WELL, OK, TERMINATED, Refused
+from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from asyncexp import Experimenter
     from asyncexp.cli.ending import Terminal
     from asyncexp.experiment import Failure, Summary
 
 PANEL = "Run"
-_OWN = str(Path(__file__).parents[1])
 _STOPPED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "max_errors": NOT_ALL_WELL, "outage": DATABASE}
 
 
@@ -171,8 +159,6 @@ def run(
       4    if the database stayed away
       130  after Ctrl-C; 143 after SIGTERM or a closed terminal
     """
-    from asyncexp.cli import words
-
     execution = {
         "n_jobs": jobs,
         "pool": pool,
@@ -224,8 +210,6 @@ def unpause(
 
     Screen, signals and exit codes are those of `asyncexp run`; 1 also if a row named is not paused, and none is run.
     """
-    from asyncexp.cli import words
-
     execution = {
         "n_jobs": jobs,
         "pool": pool,
@@ -250,54 +234,12 @@ def unpause(
 
 def _begin(place: Place, wish: Wish, *, all_must_be_paused: bool = False) -> Awaitable[int]:
     """Imports the function, before there is an event loop: what it is imported with may run one of its own."""
+    from asyncexp.cli import functions
+
     place.configuration  # noqa: B018  (what is wrong with it comes before what the user's module takes its time for)
     with _stdout_kept(place.json):
-        function = loaded(wish.function)
+        function = functions.loaded(wish.function)
     return _run(place, wish, function, all_must_be_paused=all_must_be_paused)
-
-
-def loaded(target: str) -> Callable[..., Any]:
-    """The function named; what its module raises when it is imported is shown as Python does.
-
-    Raises:
-        Refused: it cannot be imported.
-        InvalidConfigError: there is no such thing, or it cannot be called as an experiment.
-    """
-    from asyncexp import provenance
-    from asyncexp.cli import words
-    from asyncexp.errors import InvalidConfigError
-    from asyncexp.pools.base import check_function
-
-    sys.argv = [target.partition(":")[0]]  # options of this command are none of the module's
-    try:
-        function = words.function(target)
-    except (InvalidConfigError, KeyboardInterrupt):
-        raise
-    except SystemExit as left:
-        raise Refused(
-            f"{sys.argv[0]} ends the program when it is imported ({left!r}): put what runs there under "
-            '`if __name__ == "__main__":`',
-            CONFIGURATION,
-        ) from None
-    except BaseException as failure:
-        _show(failure)
-        raise Refused(f"{sys.argv[0]} could not be imported", CONFIGURATION) from failure
-    check_function(target, function, "keyfields", "result_processor", "custom_fields")
-    provenance.code_of(function)
-    return function
-
-
-def _show(failure: BaseException) -> None:
-    """Prints a traceback from the user's own frames on."""
-    trace = failure.__traceback__
-    while trace is not None and _is_ours(trace):
-        trace = trace.tb_next
-    traceback.print_exception(failure.with_traceback(trace))
-
-
-def _is_ours(trace: TracebackType) -> bool:
-    name = trace.tb_frame.f_code.co_filename
-    return name.startswith((_OWN, "<frozen importlib")) or f"{os.sep}importlib{os.sep}" in name
 
 
 @contextmanager
@@ -321,7 +263,9 @@ def _stdout_kept(wanted: bool) -> Iterator[None]:
 
 
 async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_must_be_paused: bool) -> int:
-    from asyncexp.cli import account, ending, output
+    import asyncio
+
+    from asyncexp.cli import account, ending
 
     try:
         with _stdout_kept(place.json), ending.handled(terminal := ending.Terminal()) as ended:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import words
-from asyncexp.cli.command import NOT_ALL_WELL, OK, command
+from asyncexp.cli import cells, log_lines, output, tracebacks, words
+from asyncexp.cli.codes import NOT_ALL_WELL, OK
+from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ async def show(
       asyncexp show 12 20-22 --lines 20
       asyncexp show 12 --json | jq '.[0].results'
     """
-    from asyncexp.cli import cells, output
-
     wanted = words.ids(ids) or []
     async with place.open() as experimenter:
         details = await experimenter.details(wanted)
@@ -79,8 +78,6 @@ async def _known(place: Place, experimenter: Experimenter, detail: Detail, lines
 
 
 def _document(known: Known) -> dict[str, Any]:
-    from asyncexp.cli import output
-
     plain: dict[str, Any] = output.plain(known.detail)
     return {**plain, "attempts": known.attempts, "logs": known.logs}
 
@@ -96,8 +93,6 @@ class Page:
 
     def show(self) -> None:
         from rich.text import Text
-
-        from asyncexp.cli import output
 
         detail = self._detail
         style = output.STATUS_STYLES.get(detail.status, "")
@@ -120,14 +115,10 @@ class Page:
             self._pairs(pairs)
 
     def _pairs(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        from asyncexp.cli import output
-
         output.pairs((name, self._value(value)) for name, value in pairs)
 
     def _value(self, value: Any) -> str | Text:
         """Texts keep their lines."""
-        from asyncexp.cli import cells
-
         return self._short(cells.in_lines(value)) if isinstance(value, str) else cells.cell(value)
 
     def _short(self, text: str) -> str:
@@ -137,8 +128,6 @@ class Page:
         return cut if len(cut) == len(text.strip("\n")) else f"{cut} … ({len(text):,} characters: --full)"
 
     def _course(self) -> Iterable[tuple[str, Any]]:
-        from asyncexp.cli import cells
-
         detail = self._detail
         yield "created", f"{cells.moment(detail.created)} UTC"
         if detail.started is not None:
@@ -160,9 +149,6 @@ class Page:
             yield "not before", f"{cells.moment(detail.not_before)} UTC"
 
     def _attempts(self) -> None:
-        from asyncexp.cli import cells, output
-        from asyncexp.cli.failures import summed
-
         if not self._known.attempts:
             return
         _title("Attempts that did not end as done")
@@ -171,32 +157,25 @@ class Page:
                 f"  {each.attempt}",
                 each.outcome,
                 cells.moment(each.ended),
-                cells.one_line(summed(each.traceback)) if each.traceback else "",
+                cells.one_line(tracebacks.summed(each.traceback)) if each.traceback else "",
             )
             for each in self._known.attempts
         ]
         output.grid(("   ", "outcome", "ended (UTC)", "why"), rows, cut=not self._full)
 
     def _log(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        from asyncexp.cli.logs import Columns
-
         if lines:
             _title(f"Log {name}, the last of it")
-            Columns([column.name for column in self._place.schema.logtables[name]], indent="  ").print(lines)
+            log_lines.Columns([column.name for column in self._place.schema.logtables[name]], indent="  ").print(lines)
 
     def _error(self) -> None:
-        from asyncexp.cli import output
-        from asyncexp.cli.failures import tail
-
         if self._detail.error:
             _title("Error")
-            output.say(tail(self._detail.error, None if self._full else MOST_LINES))
+            output.say(tracebacks.tail(self._detail.error, whole=self._full))
 
 
 def _title(words: str) -> None:
     from rich.text import Text
-
-    from asyncexp.cli import output
 
     output.say(Text(words, "bold"))
 
@@ -209,8 +188,6 @@ def _who(detail: Detail) -> str:
 
 
 def _code(worker: Origin) -> Iterable[tuple[str, Any]]:
-    from asyncexp.cli import cells
-
     dirty = {True: ", with changes on top", False: "", None: ""}[worker.git_dirty]
     if worker.git_commit is not None:
         yield "commit", f"{worker.git_commit}{dirty}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from asyncexp.cli.command import NOT_ALL_WELL, Refused
+from asyncexp.cli.codes import Refused
 from asyncexp.cli.place import Place
+from asyncexp.cli.words import where
 from asyncexp.errors import MissingLogTableError, unknown
 
 if TYPE_CHECKING:
@@ -156,7 +157,6 @@ class Source:
 
     def _conditions(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """On the experiments, and on the lines of a log table."""
-        from asyncexp.cli.words import where
         from asyncexp.store.read import log_columns
 
         own = {column.name: column for column in log_columns(self.table)} if self.log is not None else {}
@@ -177,26 +177,3 @@ def _with_duration(main: pd.DataFrame) -> pd.DataFrame:
     if DURATION in main or len(dates) < 2 or any(each.dtype.kind != "M" for each in dates):
         return main
     return main.assign(**{DURATION: (dates[1] - dates[0]).dt.total_seconds()})
-
-
-def needed(module: str, what: str, extra: str, package: str | None = None) -> None:
-    """Imports what is not installed with every asyncexp.
-
-    Raises:
-        Refused: it is not installed.
-    """
-    from importlib import import_module
-
-    try:
-        import_module(module)
-    except ImportError as error:
-        name = package or module
-        raise Refused(
-            f"{what} needs {name}, which cannot be imported ({error}): pip install 'asyncexp[{extra}]'", NOT_ALL_WELL
-        ) from None
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a, b, c`, and how many more."""
-    most = 8
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

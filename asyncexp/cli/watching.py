@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from asyncexp.cli.command import OK
+from asyncexp.cli import following, output
+from asyncexp.cli.cells import moment, one_line
+from asyncexp.cli.look import LONGEST, document, screen
+from asyncexp.cli.pace import Pace
 from asyncexp.cli.place import Place
 from asyncexp.errors import DatabaseError
 
@@ -18,33 +17,12 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from asyncexp import Experimenter
-    from asyncexp.cli.pace import Pace
     from asyncexp.store.look import Overview
 
 REST = 10.0
 """Times what a look took: so long the next one waits at least."""
 PATIENCE_SECONDS = 3.0
-"""A look that takes longer is told to be under way; after Ctrl-C so long the end waits for the database."""
-
-
-async def until_ctrl_c(work: Coroutine[Any, Any, int | None]) -> int | None:
-    """What `work` returns. Ctrl-C is its normal end, also where a database that does not answer holds it up."""
-    try:
-        return await work
-    except asyncio.CancelledError:
-        return OK
-
-
-@contextmanager
-def ends_soon() -> Iterator[None]:
-    """Once interrupted, the process ends in a few seconds: whoever only reads has nothing to lose."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        timer = threading.Timer(PATIENCE_SECONDS, os._exit, (OK,))
-        timer.daemon = True
-        timer.start()
-        raise
+"""A look that takes longer is told to be under way."""
 
 
 async def watch(place: Place, condition: dict[str, Any] | None, interval_seconds: float) -> int | None:
@@ -53,16 +31,14 @@ async def watch(place: Place, condition: dict[str, Any] | None, interval_seconds
     Raises:
         DatabaseError: the first look fails. What fails later is told, and tried again.
     """
-    return await until_ctrl_c(_watch(place, condition, interval_seconds))
+    return await following.until_ctrl_c(_watch(place, condition, interval_seconds))
 
 
 async def _watch(place: Place, condition: dict[str, Any] | None, interval_seconds: float) -> None:
-    from asyncexp.cli import output
-
     console = output.out()
     in_place = console.is_terminal and not console.is_dumb_terminal and not place.json
     async with place.open() as experimenter:
-        with ends_soon():
+        with following.ends_soon():
             watched = Watched(place, experimenter, condition, interval_seconds)
             await watched.look()
             await (_in_place(watched) if in_place else _line_by_line(watched))
@@ -84,9 +60,6 @@ class Watched:
         self.pace: Pace | None = None
 
     async def look(self) -> None:
-        from asyncexp.cli.look import LONGEST
-        from asyncexp.cli.pace import Pace
-
         self.overview = await self._experimenter.overview(self.condition, longest=LONGEST)
         if self.pace is None:
             self.pace = Pace(self.overview)
@@ -119,8 +92,6 @@ class Watched:
 async def _in_place(watched: Watched) -> None:
     from rich.live import Live
 
-    from asyncexp.cli import output
-
     with Live(console=output.out(), auto_refresh=False, vertical_overflow="crop", redirect_stderr=False) as live:
         while True:
             _paint(live, watched, f"every {watched.rest_seconds:.1f} s, until Ctrl-C")
@@ -143,8 +114,6 @@ def _paint(live: Live, watched: Watched, note: str) -> None:
     from rich.console import Group
     from rich.text import Text
 
-    from asyncexp.cli.cells import one_line
-    from asyncexp.cli.look import screen
     from asyncexp.progress import span_text
 
     foot = [Text(note, "dim", no_wrap=True, overflow="ellipsis")]
@@ -160,9 +129,6 @@ def _paint(live: Live, watched: Watched, note: str) -> None:
 
 
 async def _line_by_line(watched: Watched) -> None:
-    from asyncexp.cli import output
-    from asyncexp.cli.look import document
-
     told = None
     while True:
         if watched.failure is None and watched.place.json:
@@ -178,7 +144,6 @@ async def _line_by_line(watched: Watched) -> None:
 
 
 def _line(watched: Watched) -> str:
-    from asyncexp.cli.cells import moment
     from asyncexp.progress import rate_text, span_text
 
     rate, eta_seconds = watched.figures

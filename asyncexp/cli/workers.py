@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from asyncexp.cli import cells, output
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 
@@ -38,8 +39,6 @@ async def workers(
       asyncexp workers --all
       asyncexp workers --json
     """
-    from asyncexp.cli import output
-
     async with place.open() as experimenter:
         overview = await experimenter.overview(longest=0)
     shown = [each for each in overview.workers if every or _counts(each, overview.at)]
@@ -61,8 +60,6 @@ def _counts(worker: WorkerInfo, now: datetime) -> bool:
 
 def _show(shown: Sequence[WorkerInfo], now: datetime) -> None:
     """A line each where they are long enough, else a few."""
-    from asyncexp.cli import output
-
     console = output.out()
     rows = [_row(each, now) for each in shown]
     used = [place for place, name in enumerate(HEADINGS) if name != "SLURM" or any(str(row[place]) for row in rows)]
@@ -77,8 +74,6 @@ def _show(shown: Sequence[WorkerInfo], now: datetime) -> None:
 
 def _row(worker: WorkerInfo, now: datetime) -> list[str | Text]:
     from rich.text import Text
-
-    from asyncexp.cli import cells, output
 
     return [
         Text(worker.state, output.WORKER_STYLES.get(worker.state, "")),
@@ -98,8 +93,6 @@ def _row(worker: WorkerInfo, now: datetime) -> list[str | Text]:
 
 def _block(worker: WorkerInfo, row: dict[str, str | Text]) -> None:
     from rich.text import Text
-
-    from asyncexp.cli import cells, output
 
     output.say(Text.assemble(row["state"], f"  {row['id']}  ", (f"{row['name']} on {row['machine']}", "bold")))
     output.say(
@@ -132,7 +125,6 @@ def _foot(shown: Sequence[WorkerInfo], every: Sequence[WorkerInfo], now: datetim
 
 def _fate(worker: WorkerInfo, now: datetime, *, live: bool) -> str:
     """What becomes of the rows of a lost one, and when."""
-    from asyncexp.cli import cells, output
     from asyncexp.progress import span_text
 
     if worker.rescued is not None:

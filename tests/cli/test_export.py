@@ -187,12 +187,12 @@ async def test_latex_is_escaped_and_has_mean_and_deviation_in_one_column(odd: Sh
 
 @executes_nothing
 def test_latex_takes_every_character_and_number(tmp_path: Path) -> None:
-    from asyncexp.cli import export
+    from asyncexp.cli import formats
 
     rows = pd.DataFrame(
         {"a": ["[x]", '"q" ~^\\<>|{}#', None], "n": [-1.5e-7, 2e-5, None], "i": pd.array([-1, 2, None], "Int64")}
     )
-    export.write(export.Content(rows, exact=frozenset("i")), str(tmp_path / "t.tex"))
+    formats.write(formats.Content(rows, exact=frozenset("i")), str(tmp_path / "t.tex"))
     assert (tmp_path / "t.tex").read_text().splitlines()[5:8] == [
         r"{}[x] & $-1.500 \times 10^{-7}$ & $-1$ \\",
         r"\char34{}q\char34{} \textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\textgreater{}"
@@ -220,14 +220,14 @@ async def test_bookkeeping_comes_when_it_is_asked_for(odd: Shell) -> None:
 
 @executes_nothing
 def test_a_table_without_rows_is_a_file_with_columns(tmp_path: Path) -> None:
-    from asyncexp.cli import export
-    from asyncexp.cli.summarise import Wanted, summarised
+    from asyncexp.cli import formats
+    from asyncexp.cli.groups import Wanted, summarised
 
     none = pd.DataFrame({"c": pd.array([], "Int64"), "seed": pd.array([], "float64"), "tree": pd.array([], "object")})
     groups = summarised(none, Wanted(("c",), {"seed": ["mean"]}, count=True))
-    for ending in export.WRITERS:
-        export.write(export.Content(none, frozenset({"tree"})), str(tmp_path / f"rows{ending}"))
-        export.write(export.Content(groups), str(tmp_path / f"groups{ending}"))
+    for ending in formats.WRITERS:
+        formats.write(formats.Content(none, frozenset({"tree"})), str(tmp_path / f"rows{ending}"))
+        formats.write(formats.Content(groups), str(tmp_path / f"groups{ending}"))
     assert list(pd.read_parquet(tmp_path / "rows.parquet")) == ["c", "seed", "tree"]
     assert list(pd.read_csv(tmp_path / "groups.csv")) == ["c", "seed_mean", "count"]
     assert json.loads((tmp_path / "rows.json").read_text()) == []
@@ -337,23 +337,23 @@ async def test_a_library_that_is_missing_is_named_with_the_command_that_installs
 
 @executes_nothing
 def test_excel_has_a_limit_that_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from asyncexp.cli import export
-    from asyncexp.cli.command import Refused
+    from asyncexp.cli import formats
+    from asyncexp.cli.codes import Refused
 
-    monkeypatch.setattr(export, "EXCEL_ROWS", 4)
-    export.write(export.Content(pd.DataFrame({"a": range(3)})), str(tmp_path / "fits.xlsx"))
+    monkeypatch.setattr(formats, "EXCEL_ROWS", 4)
+    formats.write(formats.Content(pd.DataFrame({"a": range(3)})), str(tmp_path / "fits.xlsx"))
     with pytest.raises(Refused, match=r"4 rows: Excel takes 3 below the heading"):
-        export.write(export.Content(pd.DataFrame({"a": range(4)})), str(tmp_path / "over.xlsx"))
+        formats.write(formats.Content(pd.DataFrame({"a": range(4)})), str(tmp_path / "over.xlsx"))
     assert [path.name for path in tmp_path.iterdir()] == ["fits.xlsx"]
 
 
 @executes_nothing
 def test_excel_keeps_old_dates_and_cuts_long_texts(tmp_path: Path) -> None:
-    from asyncexp.cli import export
+    from asyncexp.cli import formats
 
     frame = pd.DataFrame({"text": ["x" * 40_000, "a\x00\x0bb"], "when": pd.to_datetime(["1066-10-14", "2024-01-01"])})
-    content = export.Content(frame)
-    export.write(content, str(tmp_path / "odd.xlsx"))
+    content = formats.Content(frame)
+    formats.write(content, str(tmp_path / "odd.xlsx"))
     table = pd.read_excel(tmp_path / "odd.xlsx")
     assert table["text"].map(len).tolist() == [32_767, 4]
     assert table["when"].map(str).tolist() == ["1066-10-14 00:00:00", "2024-01-01 00:00:00"]

@@ -12,10 +12,10 @@ from PIL import Image
 from rich.text import Text
 
 from asyncexp import ResultProcessor
-from asyncexp.cli.command import Refused
+from asyncexp.cli.codes import Refused
 from asyncexp.cli.drawing import Paper, lines
 from asyncexp.cli.figures import MOST_CATEGORIES, MOST_POINTS, Figure, distinct, figure
-from asyncexp.cli.plot import picture, shortened
+from asyncexp.cli.pictures import picture, shortened
 from tests.cli.conftest import MakeShell
 from tests.cli.results import files_left, run
 from tests.cli.shell import Shell

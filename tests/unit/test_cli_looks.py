@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from asyncexp.cli import cells
-from asyncexp.cli.failures import summed
 from asyncexp.cli.pace import Pace
+from asyncexp.cli.tracebacks import summed
 from asyncexp.store import lines
 from asyncexp.store.lines import LogMark
 from asyncexp.store.look import Overview

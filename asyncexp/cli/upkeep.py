@@ -10,7 +10,10 @@ from typing import Annotated
 
 import typer
 
-from asyncexp.cli.command import NOT_ALL_WELL, Refused, command
+from asyncexp.cli import output
+from asyncexp.cli.codes import NOT_ALL_WELL, Refused
+from asyncexp.cli.command import command
+from asyncexp.cli.files import write_files
 from asyncexp.cli.place import Place
 
 PANEL = "Upkeep"
@@ -29,8 +32,6 @@ async def create(
     Example:
       asyncexp create --create-database
     """
-    from asyncexp.cli import output
-
     experimenter = place.experimenter()
     try:
         await experimenter.create_table(create_database=create_database)
@@ -58,8 +59,6 @@ async def migrate(
       asyncexp migrate --dry-run
       asyncexp migrate --yes
     """
-    from asyncexp.cli import output
-
     experimenter = place.experimenter()
     try:
         lacking = await experimenter.preview_migration()
@@ -77,8 +76,6 @@ async def migrate(
 
 
 def _tell(place: Place, lacking: Mapping[str, Sequence[str]], dry_run: bool) -> None:
-    from asyncexp.cli import output
-
     if place.json:
         output.write_json({"migrated": bool(lacking) and not dry_run, "lacking": lacking})
     elif not lacking:
@@ -92,8 +89,6 @@ def _tell(place: Place, lacking: Mapping[str, Sequence[str]], dry_run: bool) -> 
 
 def _show(place: Place, lacking: Mapping[str, Sequence[str]], what: str) -> None:
     """A table that would be made is told by its name alone."""
-    from asyncexp.cli import output
-
     whole = {table.name: [column.name for column in table.columns] for table in place.schema.tables}
     lines = [
         (name, "the table, which is missing" if list(columns) == whole.get(name) else ", ".join(columns))
@@ -115,8 +110,6 @@ async def delete_table(
     Example:
       asyncexp delete-table --table old_study
     """
-    from asyncexp.cli import output
-
     name = place.schema.name
     async with place.open() as experimenter:
         counts = await experimenter.counts()
@@ -133,8 +126,6 @@ async def delete_table(
 
 def _typed(name: str, rows: int, running: int) -> bool:
     """Whether somebody types the table's name."""
-    from asyncexp.cli import output
-
     what = f"{name} and its {output.count(rows, 'row')} are deleted, with results and logs"
     if not sys.stdin.isatty():
         raise Refused(f"{what}. Nobody is here to be asked: add --yes")
@@ -159,8 +150,6 @@ def schema(
       # and as the first line of config/experiment_configuration.yml:
       # yaml-language-server: $schema=experiment_configuration.schema.json
     """
-    from asyncexp.cli import output
-    from asyncexp.cli.begin import write_files
     from asyncexp.config import editors
 
     if file is None:

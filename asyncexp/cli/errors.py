@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from asyncexp.cli import cells, output, tracebacks
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from asyncexp.store.read import ErrorGroup
 
 PANEL = "Watch"
 MOST_IDS = 10
-MOST_LINES = 15
-"""Of a traceback, on a terminal."""
 
 
 @command(PANEL)
@@ -40,8 +37,6 @@ async def errors(
       asyncexp errors --where kernel=rbf --ids
       asyncexp errors --json | jq '.[0].ids'
     """
-    from asyncexp.cli import output
-
     async with place.open() as experimenter:
         groups = await experimenter.errors(place.where(where), by="place")
     if place.json:
@@ -65,26 +60,12 @@ def _document(group: ErrorGroup, traceback: bool) -> dict[str, Any]:
 
 def message(group: ErrorGroup) -> str:
     """What the exception of the first of them says, or what stands in place of one."""
-    text = summed(group.example)
+    text = tracebacks.summed(group.example)
     return text if group.exception is None else text.partition(":")[2].strip()
-
-
-def summed(error: str) -> str:
-    """A traceback without its frames: the exception and what it says, which may have several lines."""
-    from asyncexp.store.read import raised
-
-    exception, _ = raised(error)
-    if exception is None:
-        return error.strip() or "the function returned ERROR"
-    lines = error.splitlines()
-    firsts = [number for number, line in enumerate(lines) if line.partition(":")[0] == exception]
-    return "\n".join(lines[firsts[-1] :]).strip()
 
 
 def _show(group: ErrorGroup, every_id: bool, *, full: bool, traceback: bool) -> None:
     from rich.text import Text
-
-    from asyncexp.cli import cells, output
 
     words = cells.one_line(message(group))
     head = Text.assemble((f"{group.count:,} × ", "bold"), (group.exception or words, "bold red"))
@@ -96,26 +77,12 @@ def _show(group: ErrorGroup, every_id: bool, *, full: bool, traceback: bool) -> 
     shown = cells.ranges(group.ids)
     output.say(f"  ID {cells.some(shown, len(shown) if every_id else MOST_IDS)}")
     if traceback and group.frame:
-        output.say(tail(group.example, None if full or not output.out().is_terminal else MOST_LINES))
+        output.say(tracebacks.tail(group.example, whole=full or not output.out().is_terminal))
     output.say()
-
-
-def tail(traceback: str, most: int | None) -> Text:
-    """The end of a traceback, indented."""
-    from rich.text import Text
-
-    from asyncexp.cli import cells
-
-    lines = cells.in_lines(traceback).strip("\n").split("\n")
-    if most is not None and len(lines) > most:
-        lines = [f"… ({len(lines) - most} lines more: --full)", *lines[-most:]]
-    return Text("\n".join(f"  │ {line}" for line in lines), "bright_black")
 
 
 def _foot(groups: Sequence[ErrorGroup], where: Sequence[str]) -> None:
     import shlex
-
-    from asyncexp.cli import cells, output
 
     if not groups:
         output.say("No errors." if not where else "No errors there.")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncexp.cli.command import Refused
-from asyncexp.cli.export import check_folder, replacing
+from asyncexp.cli import files
+from asyncexp.cli.codes import Refused
 from asyncexp.cli.figures import Figure, Group, Series, distinct
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -48,12 +48,10 @@ def check(path: Path) -> None:
     Raises:
         Refused: an unknown ending, no such folder, a library that is missing.
     """
-    from asyncexp.cli.source import needed
-
     if path.suffix.lower() not in ENDINGS:
         raise Refused(f"{path}: the ending says the format, one of {', '.join(ENDINGS)}")
-    check_folder(path)
-    needed("matplotlib", "a picture", "plot")
+    files.check_folder(path)
+    files.needed("matplotlib", "a picture", "plot")
 
 
 def picture(figures: Sequence[Figure], path: Path, title: str | None = None) -> None:
@@ -63,7 +61,7 @@ def picture(figures: Sequence[Figure], path: Path, title: str | None = None) -> 
     with mpl.rc_context(STYLE), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         drawn = _sheet(figures, title)
-        with replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             drawn.savefig(temporary, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH, bbox_inches="tight")
     if any("missing from font" in str(each.message) for each in caught):
         figures[0].remarks.append("some letters are not in the picture's font, and boxes stand for them")

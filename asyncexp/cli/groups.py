@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asyncexp.cli.command import Refused
+from asyncexp.cli.codes import Refused
 
 if TYPE_CHECKING:
     import pandas as pd

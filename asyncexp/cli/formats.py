@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from asyncexp.cli.command import NOT_ALL_WELL, Refused
-from asyncexp.cli.output import count
+from asyncexp.cli import files
+from asyncexp.cli.codes import NOT_ALL_WELL, Refused
+from asyncexp.cli.output import count, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,24 +51,14 @@ def check(path: str) -> None:
     Raises:
         Refused: an unknown ending, no such folder, a library that is missing.
     """
-    from asyncexp.cli.source import needed
-
     if path == STDOUT:
         return
     ending = Path(path).suffix.lower()
     if ending not in WRITERS:
         raise Refused(f"{path}: the ending says the format, one of {', '.join(WRITERS)}; - is CSV on standard output")
-    check_folder(Path(path))
+    files.check_folder(Path(path))
     if ending in _NEEDS:
-        needed(_NEEDS[ending], f"writing {ending}", "files")
-
-
-def check_folder(path: Path) -> None:
-    """That there is a folder to write to, and no folder in the file's place."""
-    if path.is_dir():
-        raise Refused(f"{path} is a folder")
-    if not path.absolute().parent.is_dir():
-        raise Refused(f"{path}: there is no folder {path.absolute().parent}")
+        files.needed(_NEEDS[ending], f"writing {ending}", "files")
 
 
 def write(content: Content, path: str, *, as_json: bool = False) -> None:
@@ -79,47 +67,12 @@ def write(content: Content, path: str, *, as_json: bool = False) -> None:
         (_json if as_json else _csv)(content, sys.stdout)
         return
     ending = Path(path).suffix.lower()
-    with replacing(Path(path)) as temporary:
+    with files.replacing(Path(path)) as temporary:
         if ending in _BINARY:
             WRITERS[ending](content, temporary)
             return
         with temporary.open("w", encoding="utf-8", newline="") as stream:
             WRITERS[ending](content, stream)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside the file's, to write to; it becomes the file's when all went well, else it is gone.
-
-    Raises:
-        Refused: the system will not have the file written.
-    """
-    path = path.resolve()
-    try:
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:50]}-", suffix=path.suffix)
-    except OSError as error:
-        raise _unwritten(path, error) from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritten(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unwritten(path: Path, error: OSError) -> Refused:
-    return Refused(f"{path} was not written: {error.strerror or error}", NOT_ALL_WELL)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ------------------------------------------------------------------------------------------ columns
@@ -192,8 +145,6 @@ def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _for_json(values: list[Any]) -> list[Any]:
-    from asyncexp.cli.output import plain
-
     if any(isinstance(value, float | datetime | bytes) for value in values):
         return [plain(value) for value in values]
     return values

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
-from asyncexp.cli.command import Refused, command
+from asyncexp.cli import output
+from asyncexp.cli.codes import Refused
+from asyncexp.cli.command import command
+from asyncexp.cli.files import write_files
 from asyncexp.cli.place import Place
 
 PANEL = "Begin"
@@ -83,18 +86,8 @@ def _files(template: str) -> dict[str, str]:
     return {**{name: path.read_text("utf-8") for name, path in found.items()}, SCHEMA: editors.text()}
 
 
-def write_files(folder: Path, files: dict[str, str]) -> None:
-    """Writes them, over those that are there; folders are made."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, "utf-8")
-
-
 def _told(place: Place, folder: Path, template: Template, files: list[str]) -> None:
     from rich.text import Text
-
-    from asyncexp.cli import output
 
     if place.json:
         output.write_json({"folder": folder.absolute(), "template": template, "files": files})
