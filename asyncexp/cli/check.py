@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import output
+from asyncexp.cli import options, output
 from asyncexp.cli.codes import NOT_ALL_WELL
 from asyncexp.cli.command import command, for_shell
 from asyncexp.cli.place import Place
@@ -71,7 +71,7 @@ async def check(
     place: Place,
     function: Annotated[
         str | None,
-        typer.Argument(metavar="FUNCTION", help="Look at this function, too: module:function or file.py:function."),
+        typer.Argument(metavar="FUNCTION", help=f"Look at this function, too: {options.FUNCTION}"),
     ] = None,
 ) -> int | None:
     """Whether all is in place: configuration, credentials, connection, rights, tables; and what to do if not.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import wraps
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, get_type_hints
 
 import typer
 
 from asyncexp.cli.codes import CLOSED_PIPE, CONFIGURATION, DATABASE, INTERRUPTED, NOT_ALL_WELL, OK, USAGE, Refused
 from asyncexp.cli.output import note
-from asyncexp.cli.place import Place
 from asyncexp.errors import (
     ConfigError,
     DatabaseError,
@@ -24,39 +23,6 @@ from asyncexp.errors import (
     ParameterCombinationError,
     PyExperimenterError,
 )
-
-_OPTIONS = {
-    "config": Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="The configuration; by default config/experiment_configuration.yml.",
-            rich_help_panel="Where",
-        ),
-    ],
-    "credentials": Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The credentials of a server; by default config/database_credentials.yml.",
-            rich_help_panel="Where",
-        ),
-    ],
-    "table": Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Another table than the configuration's.", rich_help_panel="Where"),
-    ],
-    "database": Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Another database than the configuration's.", rich_help_panel="Where"),
-    ],
-    "json": Annotated[bool, typer.Option("--json", help="One JSON document, for scripts.", rich_help_panel="Where")],
-    "debug": Annotated[bool, typer.Option("--debug", help="Errors with their traceback.", rich_help_panel="Where")],
-}
-_DEFAULTS: dict[str, Any] = {"json": False, "debug": False}
-
 
 app = typer.Typer(
     name="asyncexp",
@@ -72,6 +38,8 @@ def command(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function `(place, **options) -> exit code | None`; a coroutine function runs on a loop of its own.
 
+    A parameter whose type is a dataclass stands for as many options as that has fields, as `place` does.
+
     Args:
         panel: the heading under which `asyncexp --help` lists it.
         name: of the command, if not the function's.
@@ -79,17 +47,18 @@ def command(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        shared = [each for each in _OPTIONS if each not in without]
+        own = list(inspect.signature(function, eval_str=True).parameters.values())
+        groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+        options = [option for each in [*own[1:], own[0]] for option in _options(each) if option.name not in without]
 
         @wraps(function)
         def call(**given: Any) -> None:
-            place = Place(**{each: given.pop(each) for each in shared})
-            raise typer.Exit(outcome(lambda: function(place, **given), debug=place.debug))
+            for name, group in groups.items():
+                given[name] = group(**{each.name: given.pop(each.name) for each in fields(group) if each.name in given})
+            raise typer.Exit(outcome(lambda: function(**given), debug=given["place"].debug))
 
-        own = [each for each in inspect.signature(function, eval_str=True).parameters.values() if each.name != "place"]
-        parameters = [*own, *(_parameter(each) for each in shared)]
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {each.name: each.annotation for each in parameters}
+        call.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in options}
         del call.__wrapped__  # or its signature would count
         app.command(name, rich_help_panel=panel)(call)
         return function
@@ -97,9 +66,16 @@ def command(
     return register
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    default = _DEFAULTS.get(name)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_OPTIONS[name])
+def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
+    """The parameter, or one for each field of its dataclass."""
+    if not is_dataclass(parameter.annotation):
+        yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        return
+    types = get_type_hints(parameter.annotation, include_extras=True)
+    for each in fields(parameter.annotation):
+        yield inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=types[each.name]
+        )
 
 
 def outcome(work: Callable[[], Any], *, debug: bool) -> int:

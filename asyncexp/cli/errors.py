@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import cells, output, tracebacks
+from asyncexp.cli import cells, options, output, tracebacks
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 
@@ -21,12 +21,10 @@ MOST_IDS = 10
 @command(PANEL)
 async def errors(
     place: Place,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this value; may be repeated.")
-    ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="All IDs, and not only the first.")] = False,
+    where: options.Where = None,
+    all_ids: Annotated[bool, typer.Option("--all-ids", help="All IDs, and not only the first.")] = False,
     traceback: Annotated[bool, typer.Option(help="One traceback of each group.")] = True,
-    full: Annotated[bool, typer.Option("--full", help="Tracebacks in full on a terminal, too.")] = False,
+    full: options.Full = False,
 ) -> None:
     """The errors by exception and the line that raised it, the most frequent first.
 
@@ -34,7 +32,7 @@ async def errors(
     Examples:
       asyncexp errors
       asyncexp errors --no-traceback
-      asyncexp errors --where kernel=rbf --ids
+      asyncexp errors --where kernel=rbf --all-ids
       asyncexp errors --json | jq '.[0].ids'
     """
     async with place.open() as experimenter:
@@ -43,7 +41,7 @@ async def errors(
         output.write_json([_document(group, traceback) for group in groups])
         return
     for group in groups:
-        _show(group, ids, full=full, traceback=traceback)
+        _show(group, all_ids, full=full, traceback=traceback)
     _foot(groups, where or [])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from asyncexp.cli import output
+from asyncexp.cli import options, output
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 from asyncexp.cli.row_files import read
@@ -43,10 +43,8 @@ async def fill(
             "column for each keyfield. In a CSV an empty cell is NULL.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be added.")] = False,
-    create_database: Annotated[
-        bool, typer.Option("--create-database", help="Make the database on the server, too, if it is missing.")
-    ] = False,
+    dry_run: options.DryRun = False,
+    create_database: options.CreateDatabase = False,
 ) -> None:
     """Makes the tables, and a row for each combination of parameters that has none yet.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import log_lines, output, words
+from asyncexp.cli import complete, log_lines, options, output, words
 from asyncexp.cli.codes import NOT_ALL_WELL, OK, USAGE, Refused
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
@@ -28,18 +28,19 @@ ENDED = ("done", "error", "paused")
 async def logs(
     place: Place,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The log table; without it, which there are.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="The log table; without it, which there are.", autocompletion=complete.logtables
+        ),
     ] = None,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Only of these experiments.")] = None,
+    ids: options.Ids = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new lines, until Ctrl-C or the end of these experiments.")
     ] = False,
     lines: Annotated[
         int | None, typer.Option("--lines", "-n", min=0, metavar="N", help="Only the last ones; 10 with --follow.")
     ] = None,
-    all_attempts: Annotated[
-        bool, typer.Option("--all-attempts", help="Also of attempts that were lost, released or retried.")
-    ] = False,
+    all_attempts: options.AllAttempts = False,
 ) -> int | None:
     """The lines of a log table, in the order written. Dates are UTC.
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from asyncexp.cli import complete, output
+from asyncexp.cli import output, words
 from asyncexp.cli.codes import NOT_ALL_WELL, Refused
 from asyncexp.cli.command import command
+from asyncexp.cli.options import Ids, Statuses, Where, Yes
 from asyncexp.cli.output import count
 from asyncexp.cli.place import Place
-from asyncexp.cli.words import ids
-from asyncexp.errors import InvalidColumnError, unknown
+from asyncexp.errors import unknown
 
 if TYPE_CHECKING:
     from asyncexp import Experimenter
@@ -23,26 +24,44 @@ if TYPE_CHECKING:
 PANEL = "Mend"
 LOOK_SECONDS = 0.5
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="IDs, and ranges of them: 7 20-30.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="COLUMN=VALUE",
-        help="Only rows with this keyfield value; again for others, null for NULL.",
-        autocompletion=complete.where,
-    ),
-]
-Statuses = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--status",
-        metavar="STATUS",
-        help="Only rows of this status; again for others.",
-        autocompletion=complete.statuses,
-    ),
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 NO_ROWS = "No such rows: nothing was changed."
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to rows, and how it is told."""
+
+    key: str
+    """Of the JSON document."""
+    question: str
+    done: str
+
+
+RETRY = Change("retried", "", "{} put back: `asyncexp run` runs them again.")
+RESET = Change("reset", "Delete the results and logs of {}, and create them anew?", "{} created anew.")
+DELETE = Change("deleted", "Delete {} with their results and logs?", "{} deleted.")
+CANCEL = Change("cancelled", "Have {} ended as error, wherever they run?", "The workers of {} were asked to end them.")
+RELEASE = Change(
+    "released", "Have {} stopped and put back, wherever they run?", "The workers of {} were asked to put them back."
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Those that a command line names: all that is named has to hold of them."""
+
+    ids: list[int] | None
+    where: dict[str, Any] | None
+    statuses: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls, place: Place, ids: list[str] | None, where: list[str] | None, statuses: list[str] | None = None
+    ) -> Self:
+        return cls(words.ids(ids), place.where(where, keyfields_only=True), words.statuses(statuses))
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.where or self.statuses)
 
 
 @command(PANEL)
@@ -55,14 +74,19 @@ async def retry(place: Place, ids: Ids = None, where: Where = None) -> None:
       asyncexp retry --where kernel=rbf
       asyncexp retry 17 20-25
     """
+    rows = Rows.of(place, ids, where)
     async with place.open() as experimenter:
-        changed = await experimenter.retry_errors(place.where(where, keyfields_only=True), _ids(ids))
-    _tell(place, "retried", changed, "{} put back: `asyncexp run` runs them again.")
+        changed = await experimenter.retry_errors(rows.where, rows.ids)
+    _tell(place, RETRY, changed)
 
 
 @command(PANEL)
 async def reset(
-    place: Place, ids: Ids = None, status: Statuses = None, where: Where = None, yes: Yes = False
+    place: Place,
+    ids: Ids = None,
+    status: Statuses = None,
+    where: Where = None,
+    yes: Yes = False,
 ) -> int | None:
     """Deletes rows with their results and logs, and creates them anew under new IDs.
 
@@ -72,14 +96,16 @@ async def reset(
       asyncexp reset --status done --where kernel=rbf
       asyncexp reset --status all --yes
     """
-    return await _remove(
-        place, "reset", "Delete the results and logs of {}, and create them anew?", ids, status, where, yes
-    )
+    return await _remove(place, RESET, Rows.of(place, ids, where, status), yes)
 
 
 @command(PANEL)
 async def delete(
-    place: Place, ids: Ids = None, status: Statuses = None, where: Where = None, yes: Yes = False
+    place: Place,
+    ids: Ids = None,
+    status: Statuses = None,
+    where: Where = None,
+    yes: Yes = False,
 ) -> int | None:
     """Deletes rows with all that belongs to them.
 
@@ -88,56 +114,28 @@ async def delete(
       asyncexp delete 17 20-25
       asyncexp delete --where dataset=broken --yes
     """
-    return await _remove(place, "delete", "Delete {} with their results and logs?", ids, status, where, yes)
+    return await _remove(place, DELETE, Rows.of(place, ids, where, status), yes)
 
 
-async def _remove(
-    place: Place,
-    what: str,
-    question: str,
-    ids: list[str] | None,
-    status: list[str] | None,
-    where: list[str] | None,
-    yes: bool,
-) -> int | None:
-    if not (ids or status or where):
+async def _remove(place: Place, change: Change, rows: Rows, yes: bool) -> int | None:
+    if not rows:
         raise Refused("Which rows? Name IDs, --status or --where; --status all means every row.")
-    key, words = ("reset", "{} created anew.") if what == "reset" else ("deleted", "{} deleted.")
-    chosen: dict[str, Any] = {"where": place.where(where, keyfields_only=True), "ids": _ids(ids)}
-    statuses = _statuses(status)
     async with place.open() as experimenter:
-        counts = await experimenter.count_selected(*statuses, **chosen)
-        if not sum(counts.values()):
-            _tell(place, key, 0, "")
-            return None
-        if not output.asked(question.format(_counted(counts)), yes=yes):
+        counts = await experimenter.count_selected(*rows.statuses, where=rows.where, ids=rows.ids)
+        if any(counts.values()) and not output.asked(change.question.format(_counted(counts)), yes=yes):
             return _left()
-        change = experimenter.reset_experiments if what == "reset" else experimenter.delete_experiments
-        changed = await change(*statuses, **chosen)
-    _tell(place, key, changed, words)
+        remove = experimenter.reset_experiments if change is RESET else experimenter.delete_experiments
+        changed = await remove(*rows.statuses, where=rows.where, ids=rows.ids) if any(counts.values()) else 0
+    _tell(place, change, changed)
     return None
-
-
-def _statuses(words: Iterable[str] | None) -> list[str]:
-    from asyncexp.store.study import statuses
-
-    given = [part.strip() for word in words or () for part in word.split(",") if part.strip()]
-    try:
-        return statuses(given)
-    except InvalidColumnError as wrong:
-        raise Refused(f"--status: {wrong}") from None
-
-
-def _ids(texts: list[str] | None) -> list[int] | None:
-    return ids(texts)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     """`30 rows (20 done, 10 error)`; rows that run are lost to their workers, which is said."""
     found = {status: number for status, number in counts.items() if number}
     parts = ", ".join(f"{number:,} {status}" for status, number in found.items())
-    words = f"{count(sum(found.values()), 'row')} ({parts})"
-    return f"{words}, and take those that run from their workers" if "running" in found else words
+    told = f"{count(sum(found.values()), 'row')} ({parts})"
+    return f"{told}, and take those that run from their workers" if "running" in found else told
 
 
 def _left() -> int:
@@ -145,13 +143,13 @@ def _left() -> int:
     return NOT_ALL_WELL
 
 
-def _tell(place: Place, key: str, changed: int | list[int], words: str) -> None:
+def _tell(place: Place, change: Change, changed: int | list[int]) -> None:
     """What was done, as JSON or in a sentence with the number of rows."""
     number = changed if isinstance(changed, int) else len(changed)
     if place.json:
-        output.write_json({key: changed})
+        output.write_json({change.key: changed})
     else:
-        output.say(words.format(output.count(number, "row")) if number else NO_ROWS)
+        output.say(change.done.format(output.count(number, "row")) if number else NO_ROWS)
 
 
 # --------------------------------------------------------------------------------- what runs elsewhere
@@ -166,10 +164,7 @@ async def cancel(place: Place, ids: Ids = None, where: Where = None, yes: Yes = 
       asyncexp cancel 17
       asyncexp cancel --where dataset=huge
     """
-    question = "Have {} ended as error, wherever they run?"
-    return await _ask(
-        place, "cancel", question, "cancelled", "The workers of {} were asked to end them.", ids, where, yes
-    )
+    return await _ask(place, CANCEL, Rows.of(place, ids, where), yes)
 
 
 @command(PANEL)
@@ -181,37 +176,25 @@ async def release(place: Place, ids: Ids = None, where: Where = None, yes: Yes =
       asyncexp release 17
       asyncexp release --where device=gpu
     """
-    question = "Have {} stopped and put back, wherever they run?"
-    words = "The workers of {} were asked to put them back."
-    return await _ask(place, "release", question, "released", words, ids, where, yes)
+    return await _ask(place, RELEASE, Rows.of(place, ids, where), yes)
 
 
-async def _ask(
-    place: Place,
-    what: str,
-    question: str,
-    key: str,
-    words: str,
-    ids: list[str] | None,
-    where: list[str] | None,
-    yes: bool,
-) -> int | None:
+async def _ask(place: Place, change: Change, rows: Rows, yes: bool) -> int | None:
     """Rows named by their IDs are asked for at once; whoever names them by a condition sees first how many it hits."""
-    if not (ids or where):
+    if not rows:
         raise Refused("Which rows? Name IDs or --where; `asyncexp workers` and `asyncexp status` show what runs.")
     async with place.open() as experimenter:
-        chosen = _ids(ids) or []
-        if where:
-            found = await experimenter.ids("running", where=place.where(where, keyfields_only=True))
-            chosen = [each for each in found if not ids or each in set(chosen)]
-            if chosen and not output.asked(question.format(output.count(len(chosen), "row")), yes=yes):
+        chosen = rows.ids or []
+        if rows.where:
+            found = await experimenter.ids("running", where=rows.where)
+            chosen = [each for each in found if not rows.ids or each in set(rows.ids)]
+            if chosen and not output.asked(change.question.format(output.count(len(chosen), "row")), yes=yes):
                 return _left()
-        change: Callable[[list[int]], Awaitable[list[int]]] = getattr(experimenter, what)
-        asked = await change(chosen)
-    _tell(place, key, asked, words)
+        asked = await (experimenter.cancel if change is CANCEL else experimenter.release)(chosen)
+    _tell(place, change, asked)
     if missing := [each for each in chosen if each not in set(asked)]:
         output.note(f"Not running, and left alone: {_listed(missing)}")
-    return None if asked or where else NOT_ALL_WELL
+    return None if asked or rows.where else NOT_ALL_WELL
 
 
 def _listed(ids: list[int], most: int = 20) -> str:
@@ -256,9 +239,9 @@ async def stop(
     return _tell_stopped(place, asked, left)
 
 
-def _named(live: list[WorkerInfo], words: list[str]) -> list[WorkerInfo]:
+def _named(live: list[WorkerInfo], names: list[str]) -> list[WorkerInfo]:
     chosen: dict[int, WorkerInfo] = {}
-    for word in words:
+    for word in names:
         found = [each for each in live if _is_called(each, word)]
         if not found:
             known = list(dict.fromkeys(name for each in live for name in (each.machine, f"{each.machine}:{each.pid}")))

@@ -7,7 +7,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from asyncexp.cli.codes import DATABASE, Refused
 from asyncexp.cli.words import where
@@ -18,17 +20,29 @@ if TYPE_CHECKING:
     from asyncexp.schema import Schema
 
 
+def _option(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Where", **more)
+
+
 @dataclass(frozen=True)
 class Place:
     """What the options that all commands share say."""
 
-    config: Path | None = None
-    credentials: Path | None = None
-    table: str | None = None
-    database: str | None = None
-    json: bool = False
+    config: Annotated[
+        Path | None,
+        _option(
+            "--config", "-c", metavar="FILE", help="The configuration; by default config/experiment_configuration.yml."
+        ),
+    ] = None
+    credentials: Annotated[
+        Path | None,
+        _option(metavar="FILE", help="The credentials of a server; by default config/database_credentials.yml."),
+    ] = None
+    table: Annotated[str | None, _option(metavar="NAME", help="Another table than the configuration's.")] = None
+    database: Annotated[str | None, _option(metavar="NAME", help="Another database than the configuration's.")] = None
+    json: Annotated[bool, _option("--json", help="One JSON document, for scripts.")] = False
     """Whether one JSON document is wanted in place of words and tables."""
-    debug: bool = False
+    debug: Annotated[bool, _option("--debug", help="Errors with their traceback.")] = False
 
     def experimenter(self, **more: Any) -> Experimenter:
         """One that says no more than warnings and writes no log file, unless told otherwise.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from asyncexp.cli import complete, formats, output, pictures
+from asyncexp.cli import complete, formats, options, output, pictures
 from asyncexp.cli.codes import NOT_ALL_WELL, Refused
 from asyncexp.cli.command import command
 from asyncexp.cli.drawing import draw
@@ -28,27 +28,11 @@ if TYPE_CHECKING:
 PANEL = "Results"
 
 Names = list[str] | None
-Where = Annotated[
-    Names,
-    typer.Option(
-        "--where",
-        "-w",
-        metavar="COLUMN=VALUE",
-        help="Rows with this value; again for more.",
-        autocompletion=complete.where,
-    ),
-]
-Status = Annotated[
-    Names, typer.Option(metavar="STATUS", help="Rows in this status, such as done.", autocompletion=complete.statuses)
-]
 Log = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A log table, each line with its keyfields.", autocompletion=complete.logtables),
 ]
 Energy = Annotated[bool, typer.Option("--energy", help="The energy of the experiments, with their keyfields.")]
-AllAttempts = Annotated[
-    bool, typer.Option("--all-attempts", help="With --log: also lines of attempts that were lost or tried again.")
-]
 
 
 def _columns(help: str) -> typer.models.OptionInfo:
@@ -62,8 +46,8 @@ def _columns(help: str) -> typer.models.OptionInfo:
 async def export(
     place: Place,
     file: Annotated[str, typer.Argument(help=".csv, .parquet, .xlsx, .json, .tex, .md; - is CSV on stdout.")],
-    where: Where = None,
-    status: Status = None,
+    where: options.Where = None,
+    status: options.Statuses = None,
     columns: Annotated[
         Names, typer.Option(metavar="A,B", help="These columns, in this order.", autocompletion=complete.results)
     ] = None,
@@ -71,7 +55,7 @@ async def export(
         bool, typer.Option("--bookkeeping", help="Also the columns that begin with an underscore.")
     ] = False,
     log: Log = None,
-    all_attempts: AllAttempts = False,
+    all_attempts: options.AllAttempts = False,
     energy: Energy = False,
     group_by: Annotated[Names, _columns("One row for each combination of these.")] = None,
     mean: Annotated[Names, _columns("The mean in each group; likewise the others.")] = None,
@@ -182,10 +166,10 @@ async def plot(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help=".png, .svg or .pdf, in place of the terminal.")
     ] = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Above the picture.")] = None,
-    where: Where = None,
-    status: Status = None,
+    where: options.Where = None,
+    status: options.Statuses = None,
     log: Log = None,
-    all_attempts: AllAttempts = False,
+    all_attempts: options.AllAttempts = False,
     energy: Energy = False,
 ) -> None:
     """Draws a column: in the terminal, or as a picture.

@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import output, words
+from asyncexp.cli import options, output, words
 from asyncexp.cli.codes import DATABASE, INTERRUPTED, NOT_ALL_WELL, OK, TERMINATED, Refused
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
@@ -48,54 +48,72 @@ class OnOutage(StrEnum):
     stop = "stop"
 
 
-def _option(*names: str, panel: str | None = None, metavar: str | None = None, help: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
+def _option(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, show_default=False, **more)
 
 
-HOW, WHICH, LIMITS, SHOWN = "How", "Which", "Limits", "What is shown"
-Function = Annotated[
-    str, typer.Argument(metavar="FUNCTION", help="module:function, or file.py:function (file.py if it has only one).")
-]
-Jobs = Annotated[
-    int | None, _option("-n", "--jobs", panel=HOW, metavar="N", help="So many at once; -1: the usable cores.")
-]
-InPool = Annotated[
-    Pool | None, _option("--pool", panel=HOW, help="In this process, or in child processes (default of `def`).")
-]
-Name = Annotated[
-    str, _option("--name", panel=HOW, metavar="TEXT", help="Written into each row, a SLURM job's ID for instance.")
-]
-NoEnergy = Annotated[bool, _option("--no-energy", panel=HOW, help="Record no energy and emissions.")]
-Where = Annotated[
-    list[str] | None, _option("--where", panel=WHICH, metavar="KEY=VALUE", help="Only such rows; again: any of them.")
-]
-Ids = Annotated[list[str] | None, _option("--ids", panel=WHICH, metavar="ID", help="Only these rows: 7, 7,9 or 20-30.")]
-Most = Annotated[int, _option("--max", panel=WHICH, metavar="N", help="Start so many at most.")]
-In = Annotated[FromStatus, _option("--from-status", panel=WHICH, help="Begin new rows, or continue paused ones.")]
-Random = Annotated[bool, _option("--random", panel=WHICH, help="In random order.")]
-Fill = Annotated[bool, _option("--fill", panel=WHICH, help="First add the rows of the configuration.")]
-UntilWhen = Annotated[
-    Until, _option("--until", panel=WHICH, help="No row is left to take, or none runs elsewhere either.")
-]
-Timeout = Annotated[
-    float | None, _option("--timeout", panel=LIMITS, metavar="SECONDS", help="An experiment's, from its start.")
-]
-Stall = Annotated[
-    float | None, _option("--stall-timeout", panel=LIMITS, metavar="SECONDS", help="The same, from its last sign.")
-]
-Retries = Annotated[
-    int | None, _option("--retries", panel=LIMITS, metavar="N", help="Further tries of one that fails.")
-]
-MaxErrors = Annotated[
-    int | None, _option("--max-errors", panel=LIMITS, metavar="N", help="Stop after so many; -1: never.")
-]
-Grace = Annotated[
-    float | None, _option("--grace", panel=LIMITS, metavar="SECONDS", help="What runs has so long when it is stopped.")
-]
-Outage = Annotated[OnOutage | None, _option("--on-outage", panel=LIMITS, help="While the database is away.")]
-LogFile = Annotated[Path | None, _option("--log-file", panel=SHOWN, metavar="FILE", help="Where the log goes, too.")]
-Plain = Annotated[bool, _option("--plain", panel=SHOWN, help="Plain lines, also on a terminal.")]
-Quiet = Annotated[bool, _option("--quiet", "-q", panel=SHOWN, help="No progress, the account at the end alone.")]
+Function = Annotated[str, typer.Argument(metavar="FUNCTION", help=options.FUNCTION)]
+Most = Annotated[int, _option("--max", metavar="N", help="Start so many at most.", rich_help_panel=options.WHICH)]
+Random = Annotated[bool, _option("--random", help="In random order.", rich_help_panel=options.WHICH)]
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and how they run."""
+
+    n_jobs: Annotated[
+        int | None,
+        _option("-n", "--jobs", metavar="N", help="So many at once; -1: the usable cores.", rich_help_panel="How"),
+    ] = None
+    pool: Annotated[
+        Pool | None,
+        _option("--pool", help="In this process, or in child processes (default of `def`).", rich_help_panel="How"),
+    ] = None
+    name: Annotated[
+        str,
+        _option(
+            "--name",
+            metavar="TEXT",
+            help="Written into each row, a SLURM job's ID for instance.",
+            rich_help_panel="How",
+        ),
+    ] = "asyncexp"
+    no_energy: Annotated[
+        bool, _option("--no-energy", help="Record no energy and emissions.", rich_help_panel="How")
+    ] = False
+
+
+def _limit(name: str, metavar: str | None, help: str) -> Any:
+    return _option(name, metavar=metavar, help=help, rich_help_panel="Limits")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Keywords of `execute`; None where the configuration decides."""
+
+    timeout: Annotated[float | None, _limit("--timeout", "SECONDS", "An experiment's, from its start.")] = None
+    stall_timeout: Annotated[float | None, _limit("--stall-timeout", "SECONDS", "The same, from its last sign.")] = None
+    retries: Annotated[int | None, _limit("--retries", "N", "Further tries of one that fails.")] = None
+    max_errors: Annotated[int | None, _limit("--max-errors", "N", "Stop after so many; -1: never.")] = None
+    grace: Annotated[float | None, _limit("--grace", "SECONDS", "What runs has so long when it is stopped.")] = None
+    on_outage: Annotated[OnOutage | None, _limit("--on-outage", None, "While the database is away.")] = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is told of a run."""
+
+    log_file: Annotated[
+        Path | None,
+        _option("--log-file", metavar="FILE", help="Where the log goes, too.", rich_help_panel="What is shown"),
+    ] = None
+    plain: Annotated[
+        bool, _option("--plain", help="Plain lines, also on a terminal.", rich_help_panel="What is shown")
+    ] = False
+    quiet: Annotated[
+        bool,
+        _option("--quiet", "-q", help="No progress, the account at the end alone.", rich_help_panel="What is shown"),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -103,18 +121,18 @@ class Wish:
     """What a command line asks for."""
 
     function: str
-    execution: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of `execute`; None where the configuration decides."""
-    name: str = "asyncexp"
-    log_file: Path | None = None
-    energy: bool = True
+    how: How
+    limits: Limits
+    shown: Shown
+    rows: Mapping[str, Any]
+    """Keywords of `execute` that say which and in which order."""
     fill: bool = False
-    plain: bool = False
-    quiet: bool = False
 
     @property
     def keywords(self) -> dict[str, Any]:
-        plain = {name: value.value if isinstance(value, StrEnum) else value for name, value in self.execution.items()}
+        """Of `execute`."""
+        given = {"n_jobs": self.how.n_jobs, "pool": self.how.pool, **vars(self.limits), **self.rows}
+        plain = {name: value.value if isinstance(value, StrEnum) else value for name, value in given.items()}
         return {name: value for name, value in plain.items() if value is not None}
 
 
@@ -122,26 +140,32 @@ class Wish:
 def run(
     place: Place,
     function: Function,
-    jobs: Jobs = None,
-    pool: InPool = None,
-    name: Name = "asyncexp",
-    no_energy: NoEnergy = False,
-    where: Where = None,
-    ids: Ids = None,
+    how: How,
+    where: options.Where = None,
+    ids: Annotated[
+        list[str] | None,
+        _option("--ids", metavar="ID", help="Only these experiments: 7, 7,9 or 20-30.", rich_help_panel=options.WHICH),
+    ] = None,
     most: Most = -1,
-    from_status: In = FromStatus.created,
-    until: UntilWhen = Until.empty,
+    from_status: Annotated[
+        FromStatus,
+        _option("--from-status", help="Begin new rows, or continue paused ones.", rich_help_panel=options.WHICH),
+    ] = FromStatus.created,
+    until: Annotated[
+        Until,
+        _option(
+            "--until",
+            help="No row is left to take, or none runs elsewhere either.",
+            rich_help_panel=options.WHICH,
+        ),
+    ] = Until.empty,
     random: Random = False,
-    fill: Fill = False,
-    timeout: Timeout = None,
-    stall_timeout: Stall = None,
-    retries: Retries = None,
-    max_errors: MaxErrors = None,
-    grace: Grace = None,
-    on_outage: Outage = None,
-    log_file: LogFile = None,
-    plain: Plain = False,
-    quiet: Quiet = False,
+    fill: Annotated[
+        bool, _option("--fill", help="First add the rows of the configuration.", rich_help_panel=options.WHICH)
+    ] = False,
+    *,
+    limits: Limits,
+    shown: Shown,
 ) -> Awaitable[int]:
     """Runs a function for each open row, until none is left.
 
@@ -159,49 +183,31 @@ def run(
       4    if the database stayed away
       130  after Ctrl-C; 143 after SIGTERM or a closed terminal
     """
-    execution = {
-        "n_jobs": jobs,
-        "pool": pool,
+    rows = {
         "where": place.where(where, keyfields_only=True),
         "experiment_ids": words.ids(ids),
         "max_experiments": most,
         "from_status": from_status,
         "until": until,
         "random_order": random,
-        "timeout": timeout,
-        "stall_timeout": stall_timeout,
-        "retries": retries,
-        "max_errors": max_errors,
-        "grace": grace,
-        "on_outage": on_outage,
     }
-    wish = Wish(function, execution, name, log_file, not no_energy, fill, plain, quiet)
-    return _begin(place, wish)
+    return _begin(place, Wish(function, how, limits, shown, rows, fill))
 
 
 @command(PANEL)
 def unpause(
     place: Place,
     function: Function,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="7, 7,9 or 20-30; all, if none.")] = None,
-    jobs: Jobs = None,
-    pool: InPool = None,
-    name: Name = "asyncexp",
-    no_energy: NoEnergy = False,
-    where: Where = None,
+    ids: options.Ids = None,
+    where: options.Where = None,
     most: Most = -1,
     random: Random = False,
-    timeout: Timeout = None,
-    stall_timeout: Stall = None,
-    retries: Retries = None,
-    max_errors: MaxErrors = None,
-    grace: Grace = None,
-    on_outage: Outage = None,
-    log_file: LogFile = None,
-    plain: Plain = False,
-    quiet: Quiet = False,
+    *,
+    how: How,
+    limits: Limits,
+    shown: Shown,
 ) -> Awaitable[int]:
-    """Continues paused rows; results and logs so far are kept.
+    """Continues paused rows, all of them if none are named; results and logs so far are kept.
 
     \b
     Examples:
@@ -210,23 +216,14 @@ def unpause(
 
     Screen, signals and exit codes are those of `asyncexp run`; 1 also if a row named is not paused, and none is run.
     """
-    execution = {
-        "n_jobs": jobs,
-        "pool": pool,
+    rows = {
         "where": place.where(where, keyfields_only=True),
         "experiment_ids": words.ids(ids),
         "max_experiments": most,
-        "from_status": "paused",
+        "from_status": FromStatus.paused,
         "random_order": random,
-        "timeout": timeout,
-        "stall_timeout": stall_timeout,
-        "retries": retries,
-        "max_errors": max_errors,
-        "grace": grace,
-        "on_outage": on_outage,
     }
-    wish = Wish(function, execution, name, log_file, not no_energy, plain=plain, quiet=quiet)
-    return _begin(place, wish, all_must_be_paused=True)
+    return _begin(place, Wish(function, how, limits, shown, rows), all_must_be_paused=True)
 
 
 # --------------------------------------------------------------------------------------- the function
@@ -289,9 +286,14 @@ async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_mu
 async def _open(place: Place, wish: Wish) -> AsyncIterator[Experimenter]:
     from asyncexp import logs
 
-    level = {} if wish.log_file is None or place.debug else {"log_level": "INFO"}
+    level = {} if wish.shown.log_file is None or place.debug else {"log_level": "INFO"}
     async with place.open(
-        new=wish.fill, patient=True, name=wish.name, use_codecarbon=wish.energy, log_file=wish.log_file, **level
+        new=wish.fill,
+        patient=True,
+        name=wish.how.name,
+        use_codecarbon=not wish.how.no_energy,
+        log_file=wish.shown.log_file,
+        **level,
     ) as experimenter:
         if not place.debug:
             logs.brief(logging.getLogger("py-experimenter"))
@@ -310,7 +312,9 @@ async def _executed(
     where = f"table {database.table.name} in {database.provider} {Path(database.database).name}"
     given = {} if (grace := wish.keywords.get("grace")) is None else {"grace": grace}
     seconds = config.execution(experimenter.configuration, **given).grace
-    async with screen.watching(experimenter, where, seconds, terminal, plain=wish.plain, quiet=wish.quiet) as watch:
+    async with screen.watching(
+        experimenter, where, seconds, terminal, plain=wish.shown.plain, quiet=wish.shown.quiet
+    ) as watch:
         summary = await experimenter.execute(function, progress=watch, handle_signals=True, **wish.keywords)
     return summary, watch.failures
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asyncexp.cli import cells, log_lines, output, tracebacks, words
+from asyncexp.cli import cells, log_lines, options, output, tracebacks, words
 from asyncexp.cli.codes import NOT_ALL_WELL, OK
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
@@ -38,11 +38,11 @@ class Known:
 @command(PANEL)
 async def show(
     place: Place,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Numbers, or ranges such as 20-30.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Numbers and ranges: 7 20-30.")],
     lines: Annotated[
         int, typer.Option("--lines", "-n", min=0, metavar="N", help="So many of the last lines of each log.")
     ] = 5,
-    full: Annotated[bool, typer.Option("--full", help="Long values in full on a terminal, too.")] = False,
+    full: options.Full = False,
 ) -> int:
     """Single experiments: keyfields, results, times, attempts, the ends of their logs, where their code came from.
 

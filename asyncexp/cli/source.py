@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from asyncexp.cli import words
 from asyncexp.cli.codes import Refused
 from asyncexp.cli.place import Place
-from asyncexp.cli.words import where
 from asyncexp.errors import MissingLogTableError, unknown
 
 if TYPE_CHECKING:
@@ -163,12 +163,12 @@ class Source:
         own.pop("ID", None)
         lines = [text for text in self.where if text.partition("=")[0].strip() in own]
         rest = [text for text in self.where if text not in lines]
-        return self.place.where([*rest, *self._statuses()]), where(lines, list(own.values())) if lines else None
+        return self.place.where([*rest, *self._statuses()]), words.where(lines, list(own.values())) if lines else None
 
     def _statuses(self) -> list[str]:
-        from asyncexp.store.study import STATUSES, statuses
+        from asyncexp.store.study import STATUSES
 
-        names = statuses([part.strip() for text in self.status for part in text.split(",")])
+        names = words.statuses(self.status)
         return [] if set(names) == set(STATUSES) else [f"status={name}" for name in names]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from asyncexp.cli import look, output
+from asyncexp.cli import look, options, output
 from asyncexp.cli.command import command
 from asyncexp.cli.pace import Pace
 from asyncexp.cli.place import Place
@@ -17,9 +17,7 @@ PANEL = "Watch"
 @command(PANEL)
 async def status(
     place: Place,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this value; may be repeated.")
-    ] = None,
+    where: options.Where = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
     interval: Annotated[
         float,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from asyncexp.cli import output
+from asyncexp.cli import options, output
 from asyncexp.cli.codes import NOT_ALL_WELL, Refused
 from asyncexp.cli.command import command
 from asyncexp.cli.files import write_files
@@ -22,9 +22,7 @@ PANEL = "Upkeep"
 @command(PANEL)
 async def create(
     place: Place,
-    create_database: Annotated[
-        bool, typer.Option("--create-database", help="Make the database on the server, too, if it is missing.")
-    ] = False,
+    create_database: options.CreateDatabase = False,
 ) -> None:
     """Makes the tables without any rows, for programs that add their own; `fill` makes them, too.
 
@@ -46,8 +44,8 @@ async def create(
 @command(PANEL)
 async def migrate(
     place: Place,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be added.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
 ) -> int | None:
     """Adds to the tables what the configuration has and they lack; takes over tables of PyExperimenter.
 
@@ -100,7 +98,7 @@ def _show(place: Place, lacking: Mapping[str, Sequence[str]], what: str) -> None
 @command(PANEL, name="delete-table")
 async def delete_table(
     place: Place,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: options.Yes = False,
 ) -> int | None:
     """Deletes the table with all that belongs to it: rows, results, logs, workers. Nothing brings it back.
 

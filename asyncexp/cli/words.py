@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asyncexp.errors import ParameterCombinationError, unknown
+from asyncexp.errors import InvalidColumnError, ParameterCombinationError, unknown
 
 if TYPE_CHECKING:
     from asyncexp.schema import Column
@@ -52,6 +52,20 @@ def _value(text: str, column: Column) -> Any:
 def _unquoted(text: str) -> str:
     """Quotes make a text of the word `null`, too."""
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def statuses(texts: Iterable[str] | None) -> list[str]:
+    """`done error,paused` as they are called; `all` stands for each of them.
+
+    Raises:
+        ParameterCombinationError: there is no such status; the nearest is told.
+    """
+    from asyncexp.store.study import statuses as known
+
+    try:
+        return known([part.strip() for text in texts or () for part in text.split(",") if part.strip()])
+    except InvalidColumnError as wrong:
+        raise ParameterCombinationError(f"--status: {wrong}") from None
 
 
 def ids(texts: Iterable[str] | None) -> list[int] | None:

@@ -95,7 +95,7 @@ def test_long_tracebacks_and_many_ids_are_cut_on_a_terminal_only(shell_in: MakeS
     assert max(map(len, terminal.lines)) <= 80
     assert "lines more: --full)" in terminal.text
     assert "  ID 1 4 7 10 13 16 19 22 25 28 … (10 more)" in terminal.lines
-    assert " 58" in shell.run("errors", "--ids", "--no-traceback").stdout.splitlines()[2]
+    assert " 58" in shell.run("errors", "--all-ids", "--no-traceback").stdout.splitlines()[2]
     whole = shell.terminal("errors", "--full", rows=60)
     whole.end()
     assert "--full" not in whole.text

@@ -109,10 +109,8 @@ async def test_rows_are_chosen_by_keyfields_results_and_status(odd: Shell) -> No
     assert odd.json("export", "b.csv", "--status", "error,done")["rows"] == 16
     assert odd.json("export", "c.csv", "--where", "flag=true")["rows"] == 4
     assert odd.json("export", "d.csv", "--log", "steps")["rows"] == 48
-    assert (
-        odd.json("export", "e.csv", "--log", "steps", "-w", "kernel=rbf", "-w", "step=2", "--status", "done")["rows"]
-        == 6
-    )
+    narrowed = ("--where", "kernel=rbf", "--where", "step=2", "--status", "done")
+    assert odd.json("export", "e.csv", "--log", "steps", *narrowed)["rows"] == 6
     lines = pd.read_csv(odd.folder / "e.csv")
     assert list(lines) == ["ID", "experiment_id", "kernel", "seed", "c", "timestamp", "step", "loss", "seed_used"]
     assert set(lines["kernel"]) == {"rbf"}
@@ -301,7 +299,7 @@ def _first(folder: Path) -> str:
         (("out.csv", "--columns", "emissions_kg"), 2, "it is one of the energy: add --energy"),
         (("out.csv", "--log", "step"), 2, "--log: no log table 'step'; did you mean 'steps'?"),
         (("out.csv", "--log", "steps", "--energy"), 2, "--log and --energy: one of them"),
-        (("out.csv", "--status", "don"), 3, "no status 'don'; did you mean 'done'?"),
+        (("out.csv", "--status", "don"), 2, "--status: no status 'don'; did you mean 'done'?"),
         (("out.csv", "--where", "kernal=rbf"), 2, "--where: no column 'kernal'; did you mean 'kernel'?"),
         (("out.csv", "--group-by", "c", "--columns", "c"), 2, "--columns and --bookkeeping are for rows"),
     ],
