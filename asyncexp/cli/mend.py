@@ -187,12 +187,14 @@ async def _ask(place: Place, change: Change, rows: Rows, yes: bool) -> int | Non
         chosen = rows.ids or []
         if rows.where:
             found = await experimenter.ids("running", where=rows.where)
-            chosen = [each for each in found if not rows.ids or each in set(rows.ids)]
+            named = set(chosen)
+            chosen = [each for each in found if not rows.ids or each in named]
             if chosen and not output.asked(change.question.format(output.count(len(chosen), "row")), yes=yes):
                 return _left()
         asked = await (experimenter.cancel if change is CANCEL else experimenter.release)(chosen)
     _tell(place, change, asked)
-    if missing := [each for each in chosen if each not in set(asked)]:
+    done = set(asked)
+    if missing := [each for each in chosen if each not in done]:
         output.note(f"Not running, and left alone: {_listed(missing)}")
     return None if asked or rows.where else NOT_ALL_WELL
 
@@ -206,7 +208,7 @@ Workers = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[WORKER]...",
-        help="The beginning of a worker's id, its machine, machine:pid, its name, or its SLURM job; "
+        help="A worker's machine, machine:pid, name or SLURM job: all that have it; or the beginning of one's id; "
         "see `asyncexp workers`.",
     ),
 ]
@@ -242,17 +244,27 @@ async def stop(
 def _named(live: list[WorkerInfo], names: list[str]) -> list[WorkerInfo]:
     chosen: dict[int, WorkerInfo] = {}
     for word in names:
-        found = [each for each in live if _is_called(each, word)]
-        if not found:
-            known = list(dict.fromkeys(name for each in live for name in (each.machine, f"{each.machine}:{each.pid}")))
-            raise Refused(unknown("No live worker", word, known), NOT_ALL_WELL)
-        chosen |= {each.id: each for each in found}
+        chosen |= {each.id: each for each in called(live, word)}
     return list(chosen.values())
 
 
-def _is_called(worker: WorkerInfo, word: str) -> bool:
-    names = (worker.machine, f"{worker.machine}:{worker.pid}", worker.name)
-    return word in (*names, worker.slurm_job_id, worker.slurm_array_job_id) or str(worker.id).startswith(word)
+def called(live: list[WorkerInfo], word: str) -> list[WorkerInfo]:
+    """All that have this name; if none has, the one whose id begins so."""
+    if found := [each for each in live if word and word in _names(each)]:
+        return found
+    found = [each for each in live if word and str(each.id).startswith(word)]
+    if len(found) > 1:
+        ids = _listed([each.id for each in found])
+        raise Refused(f"{word!r} is the beginning of more than one worker's id: {ids}", NOT_ALL_WELL)
+    if not found:
+        known = list(dict.fromkeys(name for each in live for name in (each.machine, f"{each.machine}:{each.pid}")))
+        raise Refused(unknown("No live worker", word, known), NOT_ALL_WELL)
+    return found
+
+
+def _names(worker: WorkerInfo) -> tuple[str | None, ...]:
+    at = f"{worker.machine}:{worker.pid}"
+    return (str(worker.id), worker.machine, at, worker.name, worker.slurm_job_id, worker.slurm_array_job_id)
 
 
 async def _stopped(experimenter: Experimenter, asked: list[int], seconds: float) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from asyncexp.errors import InvalidColumnError, ParameterCombinationError, unknown
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     from asyncexp.schema import Column
 
 MOST_IDS = 1_000_000
-_RANGE = re.compile(r"(\d+)-(\d+)")
-_TEXTS = ("VARCHAR", "TEXT", "LONGTEXT")
+MOST_ID = 2**63 - 1
+LONGEST_ID = 40
+_ID = re.compile(r"([0-9]{1,30})(?:-([0-9]{1,30}))?")
 
 
 def where(texts: Iterable[str], columns: Sequence[Column]) -> dict[str, Any]:
@@ -35,18 +38,31 @@ def where(texts: Iterable[str], columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def _value(text: str, column: Column) -> Any:
-    """A word as the column's type has it: of a text column as it stands, else what YAML makes of it."""
-    import yaml
+    """A word as the column's type reads it, and not by what it looks like: `010` is ten, `yes` no number."""
+    from asyncexp.values import encode
 
+    assert not isinstance(column.type, str), "columns that can be named have a type of values"
     if text.strip().lower() == "null":
         return None
-    if getattr(column.type, "name", "") in _TEXTS:
-        return _unquoted(text)
+    is_json = column.type.name == "JSON"
+    value = _json(text) if is_json else _unquoted(text)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return text if isinstance(value, list | dict) and getattr(column.type, "name", "") != "JSON" else value
+        stored = encode(column.type, value, key=True)
+    except ValueError as wrong:
+        raise ParameterCombinationError(f"--where: {column.name!r}: {wrong}") from None
+    return value if is_json else stored
+
+
+def _json(text: str) -> Any:
+    """JSON, also as YAML spells it in braces; any other word is a text."""
+    import yaml
+
+    with suppress(ValueError):
+        return json.loads(text)
+    with suppress(yaml.YAMLError):
+        if text.strip().startswith(("{", "[")):
+            return yaml.safe_load(text)
+    return _unquoted(text)
 
 
 def _unquoted(text: str) -> str:
@@ -58,33 +74,36 @@ def statuses(texts: Iterable[str] | None) -> list[str]:
     """`done error,paused` as they are called; `all` stands for each of them.
 
     Raises:
-        ParameterCombinationError: there is no such status; the nearest is told.
+        ParameterCombinationError: there is no such status, or a word is empty; the nearest is told.
     """
     from asyncexp.store.study import statuses as known
 
     try:
-        return known([part.strip() for text in texts or () for part in text.split(",") if part.strip()])
+        return known([part.strip() for text in texts or () for part in text.split(",")])
     except InvalidColumnError as wrong:
         raise ParameterCombinationError(f"--status: {wrong}") from None
 
 
 def ids(texts: Iterable[str] | None) -> list[int] | None:
-    """`7 12 20-30` as numbers; None if there are none.
+    """`7 12 20-30` as numbers; None if none are given.
 
     Raises:
-        ParameterCombinationError: something is neither a number nor a range.
+        ParameterCombinationError: something is neither a number nor a range. An empty word is neither: it would
+            come of a script's empty variable, and must not mean all rows.
     """
     found = list(dict.fromkeys(number for text in texts or () for part in text.split(",") for number in _ids(part)))
     return found or None
 
 
-def _ids(text: str) -> Iterator[int]:
-    if match := _RANGE.fullmatch(text.strip()):
-        first, last = map(int, match.groups())
-        if not first <= last < first + MOST_IDS:
-            raise ParameterCombinationError(f"{text!r}: a range goes upwards, over at most {MOST_IDS:,} IDs")
-        yield from range(first, last + 1)
-    elif text.strip().isdecimal():
-        yield int(text)
-    elif text.strip():
-        raise ParameterCombinationError(f"{text!r} is no ID: write numbers, or ranges such as 20-30")
+def _ids(text: str) -> Iterable[int]:
+    match = _ID.fullmatch(text.strip())
+    if match is None:
+        shown = text if len(text) <= LONGEST_ID else f"{text[:LONGEST_ID]}…"
+        raise ParameterCombinationError(f"{shown!r} is no ID: write numbers, or ranges such as 20-30")
+    first = int(match[1])
+    last = int(match[2] or first)
+    if not first <= last < first + MOST_IDS:
+        raise ParameterCombinationError(f"{text!r}: a range goes upwards, over at most {MOST_IDS:,} IDs")
+    if last > MOST_ID:
+        raise ParameterCombinationError(f"{text!r}: IDs go up to {MOST_ID}")
+    return range(first, last + 1)

@@ -125,14 +125,25 @@ async def test_where_nobody_can_be_asked_nothing_is_deleted(shell: Shell) -> Non
         (("delete", "--where", "number=many", "--yes"), "'number'"),
         (("delete", "seven", "--yes"), "'seven' is no ID"),
         (("delete", "9-3", "--yes"), "goes upwards"),
+        (("delete", "", "--status", "all", "--yes"), "'' is no ID"),
+        (("delete", "3", "--status", "", "--yes"), "--status: no status ''"),
+        (("delete", "--where", "number=1:2", "--yes"), "'number'"),
+        (("reset", ",", "--status", "all", "--yes"), "'' is no ID"),
+        (("retry", ""), "'' is no ID"),
+        (("logs", "steps", ""), "'' is no ID"),
+        (("show", ""), "'' is no ID"),
+        (("run", "experiment.py", "--ids", ""), "'' is no ID"),
+        (("unpause", "experiment.py", ""), "'' is no ID"),
+        (("export", "rows.csv", "--status", ""), "no status ''"),
         (("cancel",), "--where"),
+        (("cancel", ""), "'' is no ID"),
         (("stop",), "--all"),
     ],
 )
 async def test_what_cannot_be_understood_changes_nothing(shell: Shell, words: tuple[str, ...], said: str) -> None:
-    await filled(shell)
+    before = await filled(shell)
     assert said in shell.run(*words, code=2).stderr
-    assert sum((await counts(shell)).values()) == 10
+    assert await counts(shell) == {status: number for status, number in before.items() if number}
 
 
 async def test_cancel_and_release_reach_a_worker_elsewhere(shell: Shell) -> None:
@@ -160,6 +171,13 @@ async def test_stop_waits_for_workers_named_by_machine_or_id(shell: Shell) -> No
         done = await asyncio.to_thread(shell.json, "stop", str(worker.id)[:8], "--wait", "20")
         assert done["asked"] == [worker.id]
         await eventually(lambda: runs(looks_on, 0))
+
+
+@sqlite_only
+async def test_stop_takes_an_empty_word_for_no_worker(shell: Shell) -> None:
+    async with at_work(shell) as looks_on:
+        assert "''" in (await asyncio.to_thread(shell.run, "stop", "", code=1)).stderr
+        assert {each.stop_requested for each in await looks_on.workers()} == {None}
 
 
 async def test_selections_are_told_before_they_are_made(shell_in: MakeShell) -> None:

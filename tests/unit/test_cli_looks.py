@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from asyncexp.cli import cells
+from asyncexp.cli import cells, mend
+from asyncexp.cli.codes import Refused
 from asyncexp.cli.pace import Pace
 from asyncexp.cli.tracebacks import summed
 from asyncexp.store import lines
@@ -79,6 +81,16 @@ def _worker(number: int, seconds: float, ended: int, state: str = "live", role: 
 def _overview(*workers: WorkerInfo, created: int = 90) -> Overview:
     counts = {"created": created, "running": 10 if created else 0, "done": 0, "error": 0, "paused": 0}
     return Overview(counts, workers, (), START, 0.1)
+
+
+def test_a_worker_to_stop_is_named_whole_or_by_a_beginning_that_only_one_has() -> None:
+    workers = [replace(_worker(number, 1, 0), name=name, machine="node") for number, name in ((11, "b"), (112, "12"))]
+    workers.append(replace(_worker(123, 1, 0), name="c", machine="other"))
+    called = {word: [each.id for each in mend.called(workers, word)] for word in ("11", "112", "12", "123", "node")}
+    assert called == {"11": [11], "112": [112], "12": [112], "123": [123], "node": [11, 112]}
+    for word in ("1", "", "7"):
+        with pytest.raises(Refused):
+            mend.called(workers, word)
 
 
 def test_the_pace_of_one_look_is_that_of_the_live_workers_since_they_began() -> None:
