@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -27,13 +28,34 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _File(logging.FileHandler):
-    """Opened at its first line. If it cannot be, that costs the line and is told, and nothing else."""
+    """Opened at its first line. If it cannot be, or takes no more, that costs lines and is told once, and no more."""
+
+    _told = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:
-            self.handleError(record)
+        except OSError as failure:
+            self._tell(failure)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        failure = sys.exc_info()[1]
+        if isinstance(failure, OSError):
+            self._tell(failure)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as failure:
+            self._tell(failure)
+
+    def _tell(self, failure: OSError) -> None:
+        if not self._told and sys.stderr is not None:
+            self._told = True
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"the log file {self.baseFilename}: {failure.strerror}; its lines are lost\n")
 
 
 def logger(name: str, level: int | str, file: Path | None) -> logging.Logger:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
@@ -23,6 +27,9 @@ from asyncexp.errors import (
     ParameterCombinationError,
     PyExperimenterError,
 )
+
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Of files their name is told, too."""
 
 app = typer.Typer(
     name="asyncexp",
@@ -79,7 +86,7 @@ def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
 
 
 def outcome(work: Callable[[], Any], *, debug: bool) -> int:
-    """The exit code of what a command does; what goes wrong is told in a sentence, with `debug` in full."""
+    """The exit code of what a command does; what goes wrong is told in a sentence, with `debug` in full before it."""
     try:
         done = work()
         if inspect.iscoroutine(done):
@@ -88,16 +95,27 @@ def outcome(work: Callable[[], Any], *, debug: bool) -> int:
             done = asyncio.run(done)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would complain
+        _let_go_of_stdout()
         return CLOSED_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (PyExperimenterError, Refused) as error:
+    except (PyExperimenterError, Refused, OSError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         _tell(error)
-        return error.code if isinstance(error, Refused) else code_of(error)
+        return _code(error)
     return OK if done is None else int(done)
+
+
+def _let_go_of_stdout() -> None:
+    """It takes no more: what is left for it goes nowhere, or the interpreter's end would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, Refused):
+        return error.code
+    return code_of(error) if isinstance(error, PyExperimenterError) else NOT_ALL_WELL
 
 
 def code_of(error: PyExperimenterError) -> int:
@@ -112,7 +130,22 @@ def code_of(error: PyExperimenterError) -> int:
 def _tell(error: Exception) -> None:
     from rich.text import Text
 
-    note(Text.assemble(("error: ", "bold red"), for_shell(str(error))))
+    words = _of_the_system(error) if isinstance(error, OSError) else for_shell(str(error))
+    with suppress(OSError):  # standard error, too, may take no more
+        note(Text.assemble(("error: ", "bold red"), words))
+
+
+def _of_the_system(error: OSError) -> str:
+    """A full disk, a folder that is gone: what it is about, and what the system says."""
+    if error.filename is None and error.errno in _UNWRITTEN:
+        _let_go_of_stdout()
+        return f"standard output: {error.strerror}"
+    try:
+        Path.cwd()
+    except OSError:
+        return "the folder that this shell is in does not exist any more: change to another"
+    what = "" if error.filename is None else f"{error.filename}: "
+    return f"{what}{error.strerror or error}"
 
 
 _IN_SHELL = (

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def check(path: str) -> None:
 def write(content: Content, path: str, *, as_json: bool = False) -> None:
     """Writes the file, in one step in place of the one that was there; `-` is standard output, CSV or JSON."""
     if path == STDOUT:
+        assert isinstance(sys.stdout, TextIOWrapper)
+        sys.stdout.reconfigure(encoding="utf-8")  # as files are
         (_json if as_json else _csv)(content, sys.stdout)
         return
     ending = Path(path).suffix.lower()

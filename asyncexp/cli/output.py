@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -43,8 +45,7 @@ def _console(stream: Any) -> Console:
     from rich.console import Console
 
     width = None if stream.isatty() else PIPE_COLUMNS
-    if not _in_unicode(stream):
-        stream.reconfigure(errors="backslashreplace")
+    stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
@@ -178,8 +179,9 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 def write_json(value: Any, *, line: bool = False) -> None:
     """One JSON document on standard output; as one line where it is piped, or where there are more of them."""
     indent = 2 if sys.stdout.isatty() and not line else None
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=not _in_unicode(sys.stdout), indent=indent) + "\n")
-    sys.stdout.flush()
+    stream = out().file
+    stream.write(json.dumps(plain(value), ensure_ascii=not _in_unicode(stream), indent=indent) + "\n")
+    stream.flush()
 
 
 def plain(value: Any) -> Any:
@@ -216,10 +218,35 @@ def asked(question: str, *, yes: bool) -> bool:
     Raises:
         Refused: nobody can be asked.
     """
-    import typer
 
     if yes:
         return True
     if not sys.stdin.isatty():
         raise Refused(f"{question} Nobody is here to be asked: add --yes")
-    return typer.confirm(question, err=True)
+    while (word := answer(f"{question} [y/N]").lower()) not in ("y", "yes", "n", "no", ""):
+        note("Answer y or n.")
+    return word in ("y", "yes")
+
+
+def answer(question: str) -> str:
+    """What somebody types on the terminal; nothing at its end (Ctrl-D)."""
+    try:
+        with interrupted_at_once():
+            err().print(f"{question}: ", end="", soft_wrap=True)
+            line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        note()
+        raise
+    if not line.endswith("\n"):
+        note()
+    return line.strip()
+
+
+@contextmanager
+def interrupted_at_once() -> Iterator[None]:
+    """For what keeps the event loop waiting: Ctrl-C raises here, and not at the next `await`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

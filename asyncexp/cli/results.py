@@ -87,7 +87,8 @@ async def export(
     wanted = Wanted(tuple(source.known("--group-by", group_by)), _statistics(source, asked), count)
     content = await _content(source, wanted, _chosen(source, columns, bookkeeping, wanted))
     content.decimals = decimals
-    formats.write(content, file, as_json=place.json)
+    with output.interrupted_at_once():
+        formats.write(content, file, as_json=place.json)
     _told(place, file, content)
 
 
@@ -195,7 +196,8 @@ async def plot(
     [colour] = source.known("--hue", [hue]) if hue else [None]
     figures = await _figures(_usual(source, [*columns, over, colour]), columns, over, colour, chosen)
     if out is not None:
-        pictures.picture(figures, out, title)
+        with output.interrupted_at_once():
+            pictures.picture(figures, out, title)
     _shown(place, figures, out, title)
 
 

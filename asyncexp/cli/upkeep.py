@@ -128,8 +128,7 @@ def _typed(name: str, rows: int, running: int) -> bool:
     if not sys.stdin.isatty():
         raise Refused(f"{what}. Nobody is here to be asked: add --yes")
     output.note(f"{what}{f'; {running:,} of them run now' if running else ''}.")
-    given: str = typer.prompt("Type the table's name to delete it", default="", show_default=False, err=True)
-    return given.strip() == name
+    return output.answer("Type the table's name to delete it") == name
 
 
 @command(PANEL, without=("config", "credentials", "table", "database", "json"))

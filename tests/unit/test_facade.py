@@ -115,4 +115,18 @@ async def test_a_log_file_that_cannot_be_written_costs_the_line_and_nothing_else
         assert (await made.execute(nothing, n_jobs=1)).done == 10
     told = capsys.readouterr().err
     assert "10 rows successfully added" in told
-    assert "FileNotFoundError" in told
+    assert told.count("No such file or directory; its lines are lost") == 1
+    assert "Traceback" not in told
+
+
+async def test_a_log_file_on_a_full_disk_costs_its_lines_and_nothing_else(
+    sqlite_target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"asyncexp-tests-{tmp_path.name}"
+    made = Experimenter(write_configuration(tmp_path, sqlite_target), logger_name=name, log_file="/dev/full")
+    async with made:
+        await made.fill_table_from_config()
+        assert (await made.execute(nothing, n_jobs=1)).done == 10
+    told = capsys.readouterr().err
+    assert told.count("/dev/full: No space left on device; its lines are lost") == 1
+    assert "Traceback" not in told
