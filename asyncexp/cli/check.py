@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, redirect_stdout
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,13 +67,13 @@ class Findings:
 
 
 @command(PANEL)
-async def check(
+def check(
     place: Place,
     function: Annotated[
         str | None,
         typer.Argument(metavar="FUNCTION", help=f"Look at this function, too: {options.FUNCTION}"),
     ] = None,
-) -> int | None:
+) -> Awaitable[int | None]:
     """Whether all is in place: configuration, credentials, connection, rights, tables; and what to do if not.
 
     Nothing is changed. Ends with 1 if something is wrong.
@@ -83,11 +83,17 @@ async def check(
       asyncexp check
       asyncexp check experiment.py:run_experiment
     """
+    of_function = Findings()  # before there is an event loop: what it is imported with may run one of its own
+    is_async = None if function is None else _function(of_function, function)
+    return _check(place, of_function, is_async)
+
+
+async def _check(place: Place, of_function: Findings, is_async: bool | None) -> int | None:
     found = Findings()
     experimenter = _configuration(found, place)
     if experimenter is not None:
         await _database(found, place, experimenter)
-    is_async = None if function is None else _function(found, function)
+    found.lines += of_function.lines
     if experimenter is not None:
         _machine(found, experimenter.configuration, is_async)
     if place.json:
@@ -379,7 +385,8 @@ def _imported(target: str) -> Callable[..., Any]:
     """What it prints goes to standard error: standard output is for the result."""
     from asyncexp.cli import functions
 
-    with redirect_stdout(sys.stderr):
+    sys.argv = [target.partition(":")[0]]
+    with output.stdout_kept():
         return functions.named(target)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -207,6 +208,23 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return value
+
+
+@contextmanager
+def stdout_kept(wanted: bool = True) -> Iterator[None]:
+    """While inside, what is written to standard output goes to standard error, by whatever process."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 # ------------------------------------------------------------------------------------------ asking

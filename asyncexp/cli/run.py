@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -234,26 +232,9 @@ def _begin(place: Place, wish: Wish, *, all_must_be_paused: bool = False) -> Awa
     from asyncexp.cli import functions
 
     place.configuration  # noqa: B018  (what is wrong with it comes before what the user's module takes its time for)
-    with _stdout_kept(place.json):
+    with output.stdout_kept(place.json):
         function = functions.loaded(wish.function)
     return _run(place, wish, function, all_must_be_paused=all_must_be_paused)
-
-
-@contextmanager
-def _stdout_kept(wanted: bool) -> Iterator[None]:
-    """While inside, what is written to standard output goes to standard error, by whatever process."""
-    if not wanted:
-        yield
-        return
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 # ------------------------------------------------------------------------------------------- the run
@@ -265,7 +246,7 @@ async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_mu
     from asyncexp.cli import account, ending
 
     try:
-        with _stdout_kept(place.json), ending.handled(terminal := ending.Terminal()) as ended:
+        with output.stdout_kept(place.json), ending.handled(terminal := ending.Terminal()) as ended:
             async with _open(place, wish) as experimenter:
                 if all_must_be_paused:
                     await _must_be_paused(experimenter, wish.keywords.get("experiment_ids"))

@@ -358,7 +358,8 @@ async def test_a_lost_worker_with_rows(shell: Shell, target: Target) -> None:
     ],
 )
 def test_the_function(shell: Shell, function: str, ok: bool, said: str) -> None:
-    shell.write("mine.py", f"print('hello')\n{FUNCTIONS}")
+    own_loop = "import asyncio, os\nos.system('echo a child says')\nasyncio.run(asyncio.sleep(0))"
+    shell.write("mine.py", f"print('hello')\n{own_loop}\n{FUNCTIONS}")
     shell.write("lacks.py", "raise ModuleNotFoundError(\"No module named 'sklearn'\", name='sklearn')")
     shell.write("wrong.py", "def run(:\n    pass")
     shell.write("raises.py", "raise ValueError('of its own')")
