@@ -25,6 +25,9 @@ PLACES = {
     "__init__.py: import_module": "the public names, of a table of its own",
     "db/__init__.py: import_module": "the backend, of a table of its own",
     "emissions/tracker.py: import_module": "modules of codecarbon, of a list of its own",
+    "cli/app.py: import_module": "the commands, of a list of its own",
+    "cli/functions.py: import_module": "the function's module, which the command line names",
+    "cli/files.py: import_module": "a library that is to write a format, of a table of its own",
 }
 """Each place and where what it loads comes from; the database is none of them."""
 
