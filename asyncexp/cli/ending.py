@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 
 class Terminal:
@@ -24,6 +27,50 @@ class Terminal:
             for descriptor in gone:
                 os.dup2(nowhere, descriptor)
             os.close(nowhere)
+
+
+class _Lasting(io.RawIOBase):
+    """Writes to a descriptor, and nowhere once that takes no more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            return None
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._descriptor)
+            os.close(nowhere)
+            return len(data)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """While inside, a reader that goes (`| tee`, to which Ctrl-C comes first) costs no experiment that prints."""
+    before = sys.stdout, sys.stderr
+    made = [None if each.isatty() else _lasting(each) for each in before]
+    sys.stdout, sys.stderr = (new or old for new, old in zip(made, before, strict=True))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for new in filter(None, made):
+            new.detach().detach()  # type: ignore[attr-defined]
+
+
+def _lasting(stream: TextIO) -> io.TextIOWrapper:
+    stream.flush()
+    raw = io.BufferedWriter(_Lasting(stream.fileno()))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
 class Ending:

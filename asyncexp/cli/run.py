@@ -246,7 +246,11 @@ async def _run(place: Place, wish: Wish, function: Callable[..., Any], *, all_mu
     from asyncexp.cli import account, ending
 
     try:
-        with output.stdout_kept(place.json), ending.handled(terminal := ending.Terminal()) as ended:
+        with (
+            output.stdout_kept(place.json),
+            ending.lasting_streams(),
+            ending.handled(terminal := ending.Terminal()) as ended,
+        ):
             async with _open(place, wish) as experimenter:
                 if all_must_be_paused:
                     await _must_be_paused(experimenter, wish.keywords.get("experiment_ids"))

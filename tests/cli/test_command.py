@@ -95,6 +95,16 @@ async def test_standard_streams_that_are_closed_lead_nowhere(shell: Shell) -> No
 
 
 @sqlite_only
+@pytest.mark.parametrize("behind", ["2>&1 | head -1", "2> /dev/full", "> /dev/full"])
+async def test_streams_that_take_no_more_cost_no_experiment_that_prints(shell: Shell, behind: str) -> None:
+    await some_rows(shell)
+    said = "async def work(keys, results, custom):\n    for file in (sys.stdout, sys.stderr):\n"
+    shell.write("experiment.py", f"import sys\n{said}        print('said', file=file, flush=True)\n")
+    in_shell(shell, f"asyncexp run experiment.py --no-energy {behind}")
+    assert shell.json("status")["counts"]["done"] == 10
+
+
+@sqlite_only
 def test_a_folder_that_is_gone_is_a_sentence(shell: Shell) -> None:
     done = in_shell(shell, "mkdir gone; cd gone; rmdir ../gone; asyncexp status")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
