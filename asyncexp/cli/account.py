@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asyncexp.cli.output import STATUS_STYLES, count, one_line
+from asyncexp.cli.cells import one_line
+from asyncexp.cli.output import STATUS_STYLES, count
 from asyncexp.progress import rate_text, span_text
 
 if TYPE_CHECKING:

@@ -52,9 +52,13 @@ def cell(value: Any) -> Text:
     return Text(one_line(value), "dim" if value is None else "")
 
 
-def named(values: Mapping[str, Any]) -> str:
-    """`kernel=rbf C=0.1`, as `--where` takes it."""
-    return " ".join(f"{name}={_word(value)}" for name, value in values.items())
+def named(values: Mapping[str, Any], longest: int | None = None) -> str:
+    """`kernel=rbf C=0.1`, as `--where` takes it; values with more than so many letters are cut."""
+    return " ".join(f"{name}={_cut(_word(value), longest)}" for name, value in values.items())
+
+
+def _cut(text: str, longest: int | None) -> str:
+    return text if longest is None or len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _word(value: Any) -> str:

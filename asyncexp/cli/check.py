@@ -118,13 +118,9 @@ def _show(found: Findings) -> None:
 def _words(line: Finding) -> Text:
     from rich.text import Text
 
-    arrow = "→" if _utf() else "->"
+    arrow = "→" if output.in_unicode(output.out()) else "->"
     mend = f"\n{arrow} {line.mend}" if line.mend else ""
     return Text.assemble((line.words, "bright_black" if line.ok is None else ""), (mend, "bold" if not line.ok else ""))
-
-
-def _utf() -> bool:
-    return output.out().encoding.lower().startswith("utf")
 
 
 # ----------------------------------------------------------------------------------- configuration

@@ -45,7 +45,7 @@ class Paper:
     @classmethod
     def of(cls, console: Console) -> Paper:
         wide = console.width if console.is_terminal else int(os.environ.get("COLUMNS") or USUAL_COLUMNS)
-        able = console.encoding.lower().startswith("utf") and os.environ.get("TERM") != "dumb"
+        able = output.in_unicode(console) and os.environ.get("TERM") != "dumb"
         return cls(max(40, min(wide, MOST_COLUMNS)), able, console.color_system is not None and not console.no_color)
 
     def style(self, place: int) -> str:
@@ -122,8 +122,8 @@ class _Row:
 
 
 def _rows(figure: Figure) -> Iterator[_Row]:
-    names = distinct(figure.categories, _short) if figure.kind != "hist" else _ranges_of(figure)
-    hues = distinct([series.label or "" for series in figure.series], _short)
+    names = distinct(figure.categories, LONGEST_LABEL) if figure.kind != "hist" else _ranges_of(figure)
+    hues = distinct([series.label or "" for series in figure.series], LONGEST_LABEL)
     for number, name in enumerate(names):
         first = True
         for place, series in enumerate(figure.series):
@@ -131,11 +131,6 @@ def _rows(figure: Figure) -> Iterator[_Row]:
             if value is not None and (value != 0 or len(figure.series) == 1):
                 yield _Row(name if first else "", hues[place], place, value)
                 first = False
-
-
-def _short(name: str) -> str:
-    name, half = " ".join(name.split()), LONGEST_LABEL // 2
-    return name if len(name) <= LONGEST_LABEL else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _ranges_of(figure: Figure) -> list[str]:

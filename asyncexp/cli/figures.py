@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -272,14 +272,20 @@ def _group(values: Any, few: int) -> Group:
     return Group(len(values), float(values.mean()), std, (low, middle, high), whiskers, tuple(shown.tolist()))
 
 
-def distinct(names: Sequence[str], shorten: Callable[[str], str]) -> list[str]:
+def shortened(name: str, most: int) -> str:
+    """A name with its middle left out, if it has more letters."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - most // 2 - 1]}…{name[-(most // 2) :]}"
+
+
+def distinct(names: Sequence[str], most: int) -> list[str]:
     """Names made shorter so that they still differ: with less of what all of them begin and end with, if need be."""
-    short = [shorten(name) for name in names]
+    short = [shortened(name, most) for name in names]
     if len(set(short)) == len(set(names)):
         return short
     first = _alike(names)
     last = _alike([name[first:][::-1] for name in names])
-    inner = [shorten(_inner(name, first, last)) for name in names]
+    inner = [shortened(_inner(name, first, last), most) for name in names]
     return inner if len(set(inner)) == len(set(names)) else [f"{place} {name}" for place, name in enumerate(short, 1)]
 
 

@@ -57,11 +57,18 @@ def _umask() -> int:
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
-    """Writes them, over those that are there; folders are made."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, "utf-8")
+    """Writes them, over those that are there; folders are made.
+
+    Raises:
+        Refused: the system will not have one written.
+    """
+    try:
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, "utf-8")
+    except OSError as error:
+        raise Refused(f"{error.filename or folder} cannot be written: {error.strerror}") from None
 
 
 def needed(module: str, what: str, extra: str, package: str | None = None) -> None:

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from asyncexp.cli import options, output
+from asyncexp.cli import cells, options, output
 from asyncexp.cli.command import command
 from asyncexp.cli.place import Place
 from asyncexp.cli.row_files import read
 from asyncexp.errors import EmptyFillDatabaseCallError, ParameterCombinationError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from asyncexp import Experimenter
     from asyncexp.store.fill import Filled, Preview
 
@@ -55,16 +53,13 @@ async def fill(
       asyncexp fill --rows combinations.csv
     """
     given = None if rows is None else read(rows, place.schema.keyfields)
-    experimenter = place.experimenter()
-    try:
+    async with place.open(new=True, patient=True) as experimenter:
         with _naming(rows):
             if dry_run:
                 preview = await experimenter.preview_fill(SHOWN, rows=given, create_database=create_database)
                 _show_preview(place, preview)
             else:
                 _show_filled(place, await _fill(experimenter, given, create_database))
-    finally:
-        await experimenter.aclose()
 
 
 async def _fill(experimenter: Experimenter, given: Given, create_database: bool) -> Filled:
@@ -157,16 +152,10 @@ def _show_preview(place: Place, preview: Preview) -> None:
 def _show_rows(place: Place, preview: Preview) -> None:
     names = place.schema.key_names
     numbers = [column.name for column in place.schema.keyfields if _is_number(column.type)]
-    output.grid(names, [[_cell(row[name]) for name in names] for row in preview.first], right=numbers)
+    output.grid(names, [[cells.cell(row[name]) for name in names] for row in preview.first], right=numbers)
     if preview.rows > len(preview.first):
         output.say(f"… and {preview.rows - len(preview.first):,} more")
 
 
 def _is_number(type_: Any) -> bool:
     return getattr(type_, "name", "") in ("INT", "BIGINT", "NUMERIC", "DOUBLE", "FLOAT")
-
-
-def _cell(value: Any) -> Text:
-    from rich.text import Text
-
-    return Text("null", "bright_black") if value is None else Text(str(value))

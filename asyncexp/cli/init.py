@@ -70,10 +70,7 @@ def init(
             f"{', '.join(there)} exists in {folder.absolute()}: nothing was written. Name another folder, "
             "or overwrite with --force"
         )
-    try:
-        write_files(folder, files)
-    except OSError as error:
-        raise Refused(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+    write_files(folder, files)
     _told(place, folder, template, list(files))
 
 

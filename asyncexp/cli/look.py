@@ -111,7 +111,7 @@ def _bar(share: float) -> str:
     console = output.out()
     if not console.is_terminal:
         return ""
-    mark = "#" if console.is_dumb_terminal or not console.encoding.startswith("utf") else "█"
+    mark = "#" if console.is_dumb_terminal or not output.in_unicode(console) else "█"
     return mark * max(1, round(share * min(MOST_BAR_COLUMNS, console.width - BESIDE_BAR)))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from asyncexp.cli import output, words
+from asyncexp.cli import cells, output, words
 from asyncexp.cli.codes import NOT_ALL_WELL, Refused
 from asyncexp.cli.command import command
 from asyncexp.cli.options import Ids, Statuses, Where, Yes
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PANEL = "Mend"
 LOOK_SECONDS = 0.5
+MOST_IDS = 20
 
 NO_ROWS = "No such rows: nothing was changed."
 
@@ -195,13 +196,8 @@ async def _ask(place: Place, change: Change, rows: Rows, yes: bool) -> int | Non
     _tell(place, change, asked)
     done = set(asked)
     if missing := [each for each in chosen if each not in done]:
-        output.note(f"Not running, and left alone: {_listed(missing)}")
+        output.note(f"Not running, and left alone: {cells.some(cells.ranges(missing), MOST_IDS)}")
     return None if asked or rows.where else NOT_ALL_WELL
-
-
-def _listed(ids: list[int], most: int = 20) -> str:
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(map(str, ids[:most])) + more
 
 
 Workers = Annotated[
@@ -288,5 +284,6 @@ def _tell_stopped(place: Place, asked: list[int], left: list[int]) -> int | None
     else:
         output.say(f"{output.count(len(asked), 'worker')} asked to stop.")
     if left:
-        output.note(f"{output.count(len(left), 'worker')} still at work: {_listed(left)}")
+        named = cells.some([str(each) for each in left], MOST_IDS)
+        output.note(f"{output.count(len(left), 'worker')} still at work: {named}")
     return NOT_ALL_WELL if left else None

@@ -50,7 +50,8 @@ def _console(stream: Any) -> Console:
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
-def _in_unicode(stream: Any) -> bool:
+def in_unicode(stream: Any) -> bool:
+    """Whether a stream or console takes every character."""
     return str(stream.encoding).lower().startswith("utf")
 
 
@@ -73,8 +74,7 @@ def mark(good: bool) -> Text:
     """A tick or a cross, in letters where the terminal has no such characters."""
     from rich.text import Text
 
-    utf = out().encoding.lower().startswith("utf")
-    words = ("✓", "✗") if utf else ("ok", "NO")
+    words = ("✓", "✗") if in_unicode(out()) else ("ok", "NO")
     return Text(words[0], "green") if good else Text(words[1], "bold red")
 
 
@@ -161,14 +161,6 @@ def plain_lines(rows: Sequence[Sequence[str | Text]], right: Container[int] = ()
         yield "  ".join(cells).rstrip()
 
 
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], " ")
-
-
-def one_line(text: str) -> str:
-    """A text from somebody's data, without what a terminal would take for an order."""
-    return text.translate(_CONTROLS)
-
-
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
@@ -181,7 +173,7 @@ def write_json(value: Any, *, line: bool = False) -> None:
     """One JSON document on standard output; as one line where it is piped, or where there are more of them."""
     indent = 2 if sys.stdout.isatty() and not line else None
     stream = out().file
-    stream.write(json.dumps(plain(value), ensure_ascii=not _in_unicode(stream), indent=indent) + "\n")
+    stream.write(json.dumps(plain(value), ensure_ascii=not in_unicode(stream), indent=indent) + "\n")
     stream.flush()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncexp.cli import files
 from asyncexp.cli.codes import Refused
-from asyncexp.cli.figures import Figure, Group, Series, distinct
+from asyncexp.cli.figures import Figure, Group, Series, distinct, shortened
 
 ENDINGS = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 150
@@ -91,16 +91,20 @@ def _height(figure: Figure) -> float:
 
 def _width(figure: Figure) -> float:
     """With room for names at the side and for the legend."""
-    names = max((len(shortened(name)) for name in figure.categories), default=0) if _sideways(figure) else 0
-    labels = max(len(shortened(each)) for series in figure.series for each in (series.label or "", figure.hue or ""))
+    names = max(map(_letters, figure.categories), default=0) if _sideways(figure) else 0
+    labels = max(_letters(each) for series in figure.series for each in (series.label or "", figure.hue or ""))
     return (
         INCHES[0] + max(0, names - 8) * INCHES_PER_LETTER + (labels + 4) * INCHES_PER_LETTER * (len(figure.series) > 1)
     )
 
 
+def _letters(name: str) -> int:
+    return len(shortened(name, LONGEST_LABEL))
+
+
 def _sideways(figure: Figure) -> bool:
     """Whether the names of categories would not fit below the axis, so that they stand at its side."""
-    letters = sum(max(4, len(shortened(name))) for name in figure.categories)
+    letters = sum(max(4, _letters(name)) for name in figure.categories)
     return letters > 60 or len(figure.categories) * _lanes(figure) > 32
 
 
@@ -110,12 +114,6 @@ def _lanes(figure: Figure) -> int:
 
 def _stacked(figure: Figure) -> bool:
     return len(figure.series) > 1
-
-
-def shortened(name: str, most: int = LONGEST_LABEL) -> str:
-    """A name with its middle left out, if it is long."""
-    name = " ".join(name.split())
-    return name if len(name) <= most else f"{name[: most - most // 2 - 1]}…{name[-(most // 2) :]}"
 
 
 # ------------------------------------------------------------------------------------------ drawing
@@ -153,7 +151,7 @@ def _labels(figure: Figure) -> list[str | None]:
     if figure.series[0].label is None:
         return [None]
     # matplotlib leaves out of its legends what begins with an underscore.
-    return ["\u200b" + name for name in distinct([series.label or "" for series in figure.series], shortened)]
+    return ["\u200b" + name for name in distinct([series.label or "" for series in figure.series], LONGEST_LABEL)]
 
 
 def _counts(axis: Any, figure: Figure) -> None:
@@ -172,7 +170,7 @@ def _counts(axis: Any, figure: Figure) -> None:
 
 
 def _name_categories(axis: Any, figure: Figure, sideways: bool) -> None:
-    names = distinct(figure.categories, shortened)
+    names = distinct(figure.categories, LONGEST_LABEL)
     along, across = (axis.yaxis, axis.xaxis) if sideways else (axis.xaxis, axis.yaxis)
     along.set_ticks(range(len(names)), names)
     along.set_tick_params(length=0)

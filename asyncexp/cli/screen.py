@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncexp import progress
-from asyncexp.cli.output import one_line
+from asyncexp.cli import cells
+from asyncexp.cli.output import in_unicode
 from asyncexp.experiment import Failure, Running, Snapshot, Summary
 from asyncexp.progress import Bar, span_text
 from asyncexp.store.study import utc
@@ -161,7 +162,7 @@ class Screen:
         self._grace = grace_seconds
         self._stopping_since: float | None = None
         self._told = 0
-        self._utf = console.encoding.lower().startswith("utf")
+        self._utf = in_unicode(console)
 
     def look(self) -> RenderableType:
         """As many lines as half the terminal has."""
@@ -189,7 +190,7 @@ class Screen:
         new = self._watch.failures[self._told :]
         self._told += len(new)
         for failure in new[:SHOWN_FAILURES]:
-            words = in_ascii(one_line(failure.line), self._utf)
+            words = in_ascii(cells.one_line(failure.line), self._utf)
             self._console.print(Text.assemble(("failed", "red"), f"  {failure.id}  {words}"))
         if len(new) > SHOWN_FAILURES:
             self._console.print(Text(f"failed  and {len(new) - SHOWN_FAILURES} more", "red"))
@@ -267,7 +268,7 @@ def rows(running: Sequence[Running], now: datetime, width: int) -> list[Line]:
 
 def _middle(running: Sequence[Running], room: int) -> list[tuple[list[str], str]]:
     """Keyfields and messages, in so many columns."""
-    keys = [shortened(each.keyfields) for each in running]
+    keys = [cells.named(each.keyfields, longest=VALUE_COLUMNS) for each in running]
     messages = [each.message or "" for each in running]
     for_messages = min(max(map(len, messages), default=0), room // 2)
     if for_messages:
@@ -296,22 +297,13 @@ def _last_sign(running: Running, now: datetime) -> str:
     return f"{age_text(max(0.0, (now - running.heartbeat).total_seconds()))} ago"
 
 
-def shortened(keyfields: Mapping[str, Any]) -> str:
-    """`kernel=rbf C=0.1`, long values cut."""
-    return " ".join(f"{name}={_cut(str(value))}" for name, value in keyfields.items())
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= VALUE_COLUMNS else value[: VALUE_COLUMNS - 1] + "…"
-
-
 def fitted(words: str, width: int) -> str:
     """On one line and in exactly so many columns: cut, or filled up."""
     from rich.cells import cell_len, set_cell_size
 
     if width <= 0:
         return ""
-    words = one_line(words)
+    words = cells.one_line(words)
     if cell_len(words) <= width:
         return set_cell_size(words, width)
     return set_cell_size(words, width - 1) + "…"

@@ -30,11 +30,8 @@ async def create(
     Example:
       asyncexp create --create-database
     """
-    experimenter = place.experimenter()
-    try:
+    async with place.open(new=True, patient=True) as experimenter:
         await experimenter.create_table(create_database=create_database)
-    finally:
-        await experimenter.aclose()
     if place.json:
         output.write_json({"table": place.schema.name, "tables": [table.name for table in place.schema.tables]})
     else:
@@ -57,8 +54,7 @@ async def migrate(
       asyncexp migrate --dry-run
       asyncexp migrate --yes
     """
-    experimenter = place.experimenter()
-    try:
+    async with place.open(new=True, patient=True) as experimenter:
         lacking = await experimenter.preview_migration()
         if lacking and not dry_run:
             if not place.json:
@@ -67,8 +63,6 @@ async def migrate(
                 output.note("Nothing was changed.")
                 return NOT_ALL_WELL
             await experimenter.migrate()
-    finally:
-        await experimenter.aclose()
     _tell(place, lacking, dry_run)
     return None
 
@@ -154,10 +148,7 @@ def schema(
         return None
     if file.exists() and not _is_schema(file):
         raise Refused(f"{file} is there, and no schema of a configuration: nothing was written", NOT_ALL_WELL)
-    try:
-        write_files(Path(), {str(file): editors.text()})
-    except OSError as error:
-        raise Refused(f"{file} cannot be written: {error.strerror}") from None
+    write_files(Path(), {str(file): editors.text()})
     output.say(output.mark(True), f"{file} written")
     return None
 

@@ -129,18 +129,23 @@ def _paint(live: Live, watched: Watched, note: str) -> None:
 
 
 async def _line_by_line(watched: Watched) -> None:
-    told = None
+    away = following.Away()
     while True:
-        if watched.failure is None and watched.place.json:
-            output.write_json(document(watched.place, watched.overview, *watched.figures), line=True)
-        elif watched.failure is None:
-            output.say(_line(watched))
-            output.out().file.flush()
-        elif told is None:
-            output.note(f"the database does not answer, trying on: {watched.failure}")
-        told = watched.failure
+        if watched.failure is not None:
+            away.told(watched.failure)
+        else:
+            away.back()
+            _say(watched)
         await asyncio.sleep(watched.rest_seconds)
         await watched.try_to_look()
+
+
+def _say(watched: Watched) -> None:
+    if watched.place.json:
+        output.write_json(document(watched.place, watched.overview, *watched.figures), line=True)
+    else:
+        output.say(_line(watched))
+        output.out().file.flush()
 
 
 def _line(watched: Watched) -> str:

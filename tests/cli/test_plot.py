@@ -15,7 +15,7 @@ from asyncexp import ResultProcessor
 from asyncexp.cli.codes import Refused
 from asyncexp.cli.drawing import Paper, lines
 from asyncexp.cli.figures import MOST_CATEGORIES, MOST_POINTS, Figure, distinct, figure
-from asyncexp.cli.pictures import picture, shortened
+from asyncexp.cli.pictures import LONGEST_LABEL, picture
 from tests.cli.conftest import MakeShell
 from tests.cli.results import files_left, run
 from tests.cli.shell import Shell
@@ -258,8 +258,8 @@ def test_statuses_follow_each_other_and_numbers_stand_by_size() -> None:
 @executes_nothing
 def test_long_names_are_shortened_so_that_they_still_differ() -> None:
     names = [f"a_long_name_of_a_data_set_{number}_from_a_repository_far_away" for number in range(3)]
-    assert distinct(names, shortened) == ["a_long_n…0…r_away", "a_long_n…1…r_away", "a_long_n…2…r_away"]
-    assert distinct(["a", "b"], shortened) == ["a", "b"]
+    assert distinct(names, LONGEST_LABEL) == ["a_long_n…0…r_away", "a_long_n…1…r_away", "a_long_n…2…r_away"]
+    assert distinct(["a", "b"], LONGEST_LABEL) == ["a", "b"]
 
 
 @executes_nothing
