@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ import pytest
 
 from asyncexp.db.base import Target
 from tests.cli.shell import Shell
+from tests.cli.support import KEYFIELDS, some_ran
 from tests.studies import write_configuration, write_credentials
 
 MakeShell = Callable[..., Shell]
+
+
+def _written(folder: Path, target: Target, **study: Any) -> Shell:
+    (folder / "config").mkdir(parents=True, exist_ok=True)
+    write_configuration(folder / "config", target, name="experiment_configuration.yml", **study)
+    if (credentials := write_credentials(folder / "config", target)) is not None:
+        credentials.rename(folder / "config" / "database_credentials.yml")
+    return Shell(folder)
 
 
 @pytest.fixture
@@ -24,12 +34,7 @@ def shell_in(tmp_path: Path, target: Target) -> Iterator[MakeShell]:
     made: list[Shell] = []
 
     def make(**study: Any) -> Shell:
-        folder = tmp_path / "study"
-        (folder / "config").mkdir(parents=True, exist_ok=True)
-        write_configuration(folder / "config", target, name="experiment_configuration.yml", **study)
-        if (credentials := write_credentials(folder / "config", target)) is not None:
-            credentials.rename(folder / "config" / "database_credentials.yml")
-        made.append(Shell(folder))
+        made.append(_written(tmp_path / "study", target, **study))
         return made[-1]
 
     yield make
@@ -41,3 +46,31 @@ def shell_in(tmp_path: Path, target: Target) -> Iterator[MakeShell]:
 def shell(shell_in: MakeShell) -> Shell:
     """In the folder of a study of 10 rows: `number` from 0 to 4 times `kind` a and b; see `tests.studies`."""
     return shell_in()
+
+
+@pytest.fixture
+def odd_shell(shell_in: MakeShell) -> Shell:
+    """In the folder of a study where `some_ran`."""
+    shell = shell_in(keyfields=KEYFIELDS)
+    asyncio.run(_some_ran(shell))
+    return shell
+
+
+async def _some_ran(shell: Shell) -> None:
+    async with shell.experimenter() as experimenter:
+        await some_ran(experimenter)
+
+
+@pytest.fixture(scope="session")
+def _one_for_all(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    folder = tmp_path_factory.mktemp("looked_at")
+    shell = _written(folder, Target("sqlite", str(folder / "experiments.db")), keyfields=KEYFIELDS)
+    asyncio.run(_some_ran(shell))
+    return shell
+
+
+@pytest.fixture
+def looked_at(_one_for_all: Shell) -> Iterator[Shell]:
+    """The study of `odd_shell` on SQLite, made once: for tests that change nothing."""
+    yield _one_for_all
+    _one_for_all.close()

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from asyncexp import Experimenter, ResultProcessor
+from asyncexp import ResultProcessor
 from tests.cli.shell import Shell
 
 Experiment = Callable[[dict[str, Any], ResultProcessor, dict[str, Any]], Awaitable[None]]
@@ -58,16 +58,8 @@ async def run(
     Args:
         rows: instead of the configuration's.
     """
-    folder = shell.folder / "config"
-    credentials = folder / "database_credentials.yml"
-    async with Experimenter(
-        folder / "experiment_configuration.yml",
-        credentials if credentials.exists() else None,
-        use_codecarbon=more.pop("use_codecarbon", False),
-        logger_name="asyncexp-tests",
-        log_file=None,
-        log_level="CRITICAL",
-    ) as experimenter:
+    energy = more.pop("use_codecarbon", False)
+    async with shell.experimenter(use_codecarbon=energy, log_level="CRITICAL") as experimenter:
         await (experimenter.fill_table_from_config() if rows is None else experimenter.fill_table_with_rows(rows))
         await experimenter.execute(experiment, pool="task", progress=False, max_errors=-1, **more)
 

@@ -69,15 +69,13 @@ class Shell:
         """The one JSON document that a command writes with `--json`."""
         return json.loads(self.run(*words, "--json", code=code, **variables).stdout)
 
-    def experimenter(self) -> Experimenter:
+    def experimenter(self, **more: Any) -> Experimenter:
         """One on the study of this folder, for what a test does beside the command."""
         credentials = self.folder / "config" / "database_credentials.yml"
         return Experimenter(
             self.folder / "config" / "experiment_configuration.yml",
             credentials if credentials.exists() else None,
-            use_codecarbon=False,
-            logger_name="asyncexp-tests",
-            log_file=None,
+            **{"use_codecarbon": False, "logger_name": "asyncexp-tests", "log_file": None, **more},
         )
 
     def write(self, name: str, text: str) -> Path:

@@ -15,20 +15,6 @@ LONG = "a value that no terminal has room for " * 6
 ODD = "two\nlines, [red]no markup[/red], \x1b[2J🙂"
 
 
-def opened(shell: Shell, **more: Any) -> Experimenter:
-    """An experimenter on the study in the shell's folder."""
-    config = shell.folder / "config"
-    credentials = config / "database_credentials.yml"
-    return Experimenter(
-        config / "experiment_configuration.yml",
-        credentials if credentials.exists() else None,
-        use_codecarbon=False,
-        logger_name="asyncexp-tests",
-        log_file=None,
-        **more,
-    )
-
-
 def log_lines(number: int, count: int = 3) -> list[dict[str, Any]]:
     return [{"step": step, "note": ODD if step == 1 else f"{number}.{step}"} for step in range(count)]
 
@@ -48,6 +34,12 @@ async def some_ran(experimenter: Experimenter) -> None:
         return {3: ExperimentStatus.ERROR, 4: ExperimentStatus.PAUSED}.get(number)
 
     await experimenter.execute(run, max_experiments=5, n_jobs=1, pool="task", progress=False, max_errors=-1)
+
+
+async def fill(shell: Shell) -> None:
+    """Makes the table and the rows of its configuration; a process less than `asyncexp fill`."""
+    async with shell.experimenter() as experimenter:
+        await experimenter.fill_table_from_config()
 
 
 KEYFIELDS = {"number": {"type": "INT", "values": [0]}, "kind": {"type": "VARCHAR(255)", "values": ["a"]}}

@@ -10,22 +10,9 @@ import pytest
 from asyncexp import ExperimentStatus
 from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell
-from tests.cli.support import KEYFIELDS, opened, some_ran
+from tests.cli.support import fill
 
 sqlite_only = pytest.mark.parametrize("provider", ["sqlite"])
-
-
-@pytest.fixture
-def odd_shell(shell_in: MakeShell) -> Shell:
-    """In the folder of a study where `some_ran`."""
-    shell = shell_in(keyfields=KEYFIELDS)
-    asyncio.run(_ran(shell))
-    return shell
-
-
-async def _ran(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
-        await some_ran(experimenter)
 
 
 def test_errors_are_grouped_by_exception_and_place(odd_shell: Shell) -> None:
@@ -38,9 +25,8 @@ def test_errors_are_grouped_by_exception_and_place(odd_shell: Shell) -> None:
     assert "traceback" not in odd_shell.json("errors", "--no-traceback")[0]
 
 
-@sqlite_only
-def test_people_read_what_went_wrong_and_what_to_do(odd_shell: Shell) -> None:
-    told = odd_shell.run("errors").stdout
+def test_people_read_what_went_wrong_and_what_to_do(looked_at: Shell) -> None:
+    told = looked_at.run("errors").stdout
     lines = told.splitlines()
     assert lines[0] == "2 × ValueError: bad number 1\\nin [two] lines"
     assert lines[1].endswith(" in run")
@@ -51,29 +37,23 @@ def test_people_read_what_went_wrong_and_what_to_do(odd_shell: Shell) -> None:
         "3 errors of 2 kinds. When the cause is mended: `asyncexp retry`",
         "Only the first kind: `asyncexp retry 2-3`",
     ]
-    assert "│" not in odd_shell.run("errors", "--no-traceback").stdout
+    assert "│" not in looked_at.run("errors", "--no-traceback").stdout
 
 
-@sqlite_only
-def test_where_narrows_it_and_is_named_in_what_to_do(odd_shell: Shell) -> None:
-    told = odd_shell.run("errors", "--where", "number=2", "--where", "number=3").stdout
+def test_where_narrows_it_and_is_named_in_what_to_do(looked_at: Shell) -> None:
+    told = looked_at.run("errors", "--where", "number=2", "--where", "number=3").stdout
     assert told.endswith(
         "`asyncexp retry --where number=2 --where number=3`\nOnly the first kind: `asyncexp retry 3`\n"
     )
-    assert odd_shell.run("errors", "--where", "number=0").stdout == "No errors there.\n"
-    assert "did you mean 'number'" in odd_shell.run("errors", "--where", "numbr=0", code=2).stderr
+    assert looked_at.run("errors", "--where", "number=0").stdout == "No errors there.\n"
+    assert "did you mean 'number'" in looked_at.run("errors", "--where", "numbr=0", code=2).stderr
 
 
 @sqlite_only
 def test_no_errors_is_good_news(shell: Shell) -> None:
-    asyncio.run(_filled(shell))
+    asyncio.run(fill(shell))
     assert shell.run("errors").stdout == "No errors.\n"
     assert shell.json("errors") == []
-
-
-async def _filled(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
-        await experimenter.fill_table_from_config()
 
 
 def _deep(depth: int) -> None:
@@ -103,7 +83,7 @@ def test_long_tracebacks_and_many_ids_are_cut_on_a_terminal_only(shell_in: MakeS
 
 
 async def _every_third_fails(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
+    async with shell.experimenter() as experimenter:
         await experimenter.fill_table_from_config()
 
         async def run(keyfields: dict[str, int], _: object, __: object) -> ExperimentStatus:

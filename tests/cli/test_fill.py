@@ -12,6 +12,7 @@ import pytest
 from asyncexp.db.base import Target
 from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell
+from tests.conftest import PROVIDERS
 from tests.contract.sql import fetch as sql
 from tests.servers import Server
 
@@ -25,6 +26,8 @@ TYPED: dict[str, Any] = {
     "day": {"type": "DATETIME"},
     "more": {"type": "JSON"},
 }
+FILES = [(provider, "rows.csv") for provider in PROVIDERS]
+FILES += [("sqlite", f"rows.{kind}") for kind in ("json", "jsonl", "parquet")]
 CSV = 'number,rate,word,yes,day,more\n1,1e-3,001,true,2024-02-03,"{""a"": [1]}"\n2,,,0,,\n'
 
 
@@ -79,7 +82,7 @@ def _write(shell: Shell, name: str) -> None:
         pd.DataFrame(rows).drop(columns="more").assign(more=None).to_parquet(shell.folder / name)
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(("provider", "name"), FILES)
 async def test_rows_of_a_file_are_typed_by_their_columns(shell_in: MakeShell, target: Target, name: str) -> None:
     shell = shell_in(keyfields=TYPED)
     _write(shell, name)

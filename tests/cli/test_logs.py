@@ -8,27 +8,13 @@ import json
 import pytest
 
 from asyncexp.db.base import Target
-from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell
-from tests.cli.support import KEYFIELDS, ODD, opened, running, some_ran
+from tests.cli.support import ODD, fill, running
 from tests.contract import sql
 from tests.servers import Server
 
 sqlite_only = pytest.mark.parametrize("provider", ["sqlite"])
 EVERY = [ODD if step == 1 else f"{number}.{step}" for number in range(5) for step in range(3)]
-
-
-@pytest.fixture
-def odd_shell(shell_in: MakeShell) -> Shell:
-    """In the folder of a study where `some_ran`."""
-    shell = shell_in(keyfields=KEYFIELDS)
-    asyncio.run(_ran(shell))
-    return shell
-
-
-async def _ran(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
-        await some_ran(experimenter)
 
 
 def test_lines_come_in_their_order_all_or_the_last(odd_shell: Shell) -> None:
@@ -54,7 +40,7 @@ def test_attempts_that_do_not_count_are_shown_if_asked_for(odd_shell: Shell) -> 
 
 
 async def _retried(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
+    async with shell.experimenter() as experimenter:
         assert await experimenter.retry_errors(ids=2) == 1
 
 
@@ -67,18 +53,16 @@ def test_a_wrong_name_gets_the_nearest_and_none_gets_all(shell: Shell) -> None:
 
 @sqlite_only
 async def test_many_lines_come_page_by_page(shell: Shell, target: Target) -> None:
-    async with opened(shell) as experimenter:
-        await experimenter.fill_table_from_config()
+    await fill(shell)
     series = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 12001) SELECT 1, n, 1 FROM s"
     await sql.execute(target, f'INSERT INTO "experiments__steps" ("experiment_id", "step", "_attempt") {series}')
     assert [line["step"] for line in shell.json("logs", "steps")] == list(range(1, 12_002))
     assert [line["step"] for line in shell.json("logs", "steps", "1", "-n", "2")] == [12_000, 12_001]
 
 
-@sqlite_only
 @pytest.mark.parametrize("columns", [80, 120])
-def test_lines_fit_their_terminal(odd_shell: Shell, columns: int) -> None:
-    terminal = odd_shell.terminal("logs", "steps", columns=columns)
+def test_lines_fit_their_terminal(looked_at: Shell, columns: int) -> None:
+    terminal = looked_at.terminal("logs", "steps", columns=columns)
     terminal.end()
     assert max(map(len, terminal.all_lines)) <= columns
     assert len(terminal.all_lines) == 1 + len(EVERY)
@@ -89,7 +73,7 @@ def test_lines_fit_their_terminal(odd_shell: Shell, columns: int) -> None:
 
 
 async def test_following_an_experiment_shows_its_lines_until_it_ends(odd_shell: Shell) -> None:
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         async with running(experimenter, 2):
             terminal = odd_shell.terminal("logs", "steps", "6", "--follow", "--json", columns=2_000)
             await asyncio.to_thread(terminal.wait_for, "of 5")
@@ -99,7 +83,7 @@ async def test_following_an_experiment_shows_its_lines_until_it_ends(odd_shell: 
 
 @sqlite_only
 async def test_following_all_begins_with_the_last_ten_and_ends_by_ctrl_c(odd_shell: Shell) -> None:
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         terminal = odd_shell.terminal("logs", "steps", "-f", columns=120)
         await asyncio.to_thread(terminal.wait_for, "4.2")
         async with running(experimenter, 1):
@@ -113,10 +97,9 @@ async def test_following_all_begins_with_the_last_ten_and_ends_by_ctrl_c(odd_she
     assert notes[11:] == ["of 5", "the last"]
 
 
-@sqlite_only
-def test_following_what_has_ended_or_is_not_there_ends_at_once(odd_shell: Shell) -> None:
-    assert len(odd_shell.run("logs", "steps", "1", "--follow").stdout.splitlines()) == 4
-    done = odd_shell.run("logs", "steps", "99", "--follow", code=1)
+def test_following_what_has_ended_or_is_not_there_ends_at_once(looked_at: Shell) -> None:
+    assert len(looked_at.run("logs", "steps", "1", "--follow").stdout.splitlines()) == 4
+    done = looked_at.run("logs", "steps", "99", "--follow", code=1)
     assert done.stderr == "error: not all of these experiments exist\n"
 
 
@@ -130,7 +113,7 @@ async def test_following_goes_on_when_the_database_is_back(odd_shell: Shell, ser
     finally:
         server.start()
     await asyncio.to_thread(terminal.wait_for, "the database answers again")
-    async with opened(odd_shell) as experimenter, running(experimenter, 1):
+    async with odd_shell.experimenter() as experimenter, running(experimenter, 1):
         await asyncio.to_thread(terminal.wait_for, "of 5")
     await asyncio.to_thread(terminal.wait_for, "the last")
     terminal.type("\x03")

@@ -9,22 +9,9 @@ import pytest
 
 from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell
-from tests.cli.support import KEYFIELDS, LONG, ODD, opened, some_ran
+from tests.cli.support import LONG, ODD
 
 sqlite_only = pytest.mark.parametrize("provider", ["sqlite"])
-
-
-@pytest.fixture
-def odd_shell(shell_in: MakeShell) -> Shell:
-    """In the folder of a study where `some_ran`."""
-    shell = shell_in(keyfields=KEYFIELDS)
-    asyncio.run(_ran(shell))
-    return shell
-
-
-async def _ran(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
-        await some_ran(experimenter)
 
 
 def test_json_has_all_of_it(odd_shell: Shell) -> None:
@@ -40,9 +27,8 @@ def test_json_has_all_of_it(odd_shell: Shell) -> None:
     assert (paused["status"], paused["error"]) == ("paused", None)
 
 
-@sqlite_only
-def test_people_read_all_of_it(odd_shell: Shell) -> None:
-    told = odd_shell.run("show", "2", "6").stdout
+def test_people_read_all_of_it(looked_at: Shell) -> None:
+    told = looked_at.run("show", "2", "6").stdout
     for words in (
         "Experiment 2  error\n",
         "  kind    two\n          lines, [red]no markup[/red], \\x1b[2J🙂\n",
@@ -61,26 +47,23 @@ def test_people_read_all_of_it(odd_shell: Shell) -> None:
     assert "\x1b" not in told
 
 
-@sqlite_only
-def test_the_number_of_log_lines_is_chosen(odd_shell: Shell) -> None:
-    assert "0     1.0" not in odd_shell.run("show", "2", "--lines", "2").stdout
-    assert "0     1.0" in odd_shell.run("show", "2", "--lines", "3").stdout
-    assert "Log steps" not in odd_shell.run("show", "2", "--lines", "0").stdout
+def test_the_number_of_log_lines_is_chosen(looked_at: Shell) -> None:
+    assert "0     1.0" not in looked_at.run("show", "2", "--lines", "2").stdout
+    assert "0     1.0" in looked_at.run("show", "2", "--lines", "3").stdout
+    assert "Log steps" not in looked_at.run("show", "2", "--lines", "0").stdout
 
 
-@sqlite_only
-def test_one_that_does_not_exist_is_a_sentence_and_the_others_are_shown(odd_shell: Shell) -> None:
-    done = odd_shell.run("show", "99", "98", "1", code=1)
+def test_one_that_does_not_exist_is_a_sentence_and_the_others_are_shown(looked_at: Shell) -> None:
+    done = looked_at.run("show", "99", "98", "1", code=1)
     assert done.stderr == "error: there is no experiment 98-99 in table 'experiments'\n"
     assert "Experiment 1  done" in done.stdout
-    assert odd_shell.json("show", "99", code=1) == []
-    assert "'one' is no ID" in odd_shell.run("show", "one", code=2).stderr
+    assert looked_at.json("show", "99", code=1) == []
+    assert "'one' is no ID" in looked_at.run("show", "one", code=2).stderr
 
 
-@sqlite_only
 @pytest.mark.parametrize("columns", [80, 120])
-def test_it_fits_its_terminal(odd_shell: Shell, columns: int) -> None:
-    terminal = odd_shell.terminal("show", "2", columns=columns, rows=100)
+def test_it_fits_its_terminal(looked_at: Shell, columns: int) -> None:
+    terminal = looked_at.terminal("show", "2", columns=columns, rows=100)
     terminal.end()
     assert max(map(len, terminal.all_lines)) <= columns
     assert any("two\\nlines" in line and line.endswith("…") for line in terminal.lines) == (columns == 80)
@@ -101,7 +84,7 @@ def test_long_values_are_cut_on_a_terminal_only(shell_in: MakeShell) -> None:
 
 
 async def _long(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
+    async with shell.experimenter() as experimenter:
         await experimenter.fill_table_from_config()
 
         async def run(_: object, results: object, __: object) -> None:

@@ -13,7 +13,7 @@ import pytest
 from asyncexp.db.base import Target
 from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell, Terminal
-from tests.cli.support import KEYFIELDS, LONG, opened, running, some_ran
+from tests.cli.support import KEYFIELDS, LONG, fill, running, some_ran
 from tests.contract import sql
 from tests.servers import Server
 
@@ -23,7 +23,7 @@ LOST = 'UPDATE "experiments_workers" SET "stopped" = NULL, "lease" = -1'
 
 
 async def some(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
+    async with shell.experimenter() as experimenter:
         await some_ran(experimenter)
 
 
@@ -46,7 +46,7 @@ async def on(terminal: Terminal, seen: Callable[[str], bool]) -> None:
 
 async def test_a_look_tells_of_counts_workers_and_what_runs(odd_shell: Shell) -> None:
     await some(odd_shell)
-    async with opened(odd_shell, name="busy") as experimenter, running(experimenter, 2):
+    async with odd_shell.experimenter(name="busy") as experimenter, running(experimenter, 2):
         found = await asyncio.to_thread(odd_shell.json, "status")
         told = (await asyncio.to_thread(odd_shell.run, "status")).stdout
     assert found["counts"] == {"created": 0, "running": 2, "done": 1, "error": 3, "paused": 1}
@@ -73,20 +73,18 @@ async def test_rows_of_lost_workers_are_told_and_what_becomes_of_them(odd_shell:
     assert "1 of those that run belong to lost workers; they wait for a worker: `asyncexp run" in told
 
 
-@sqlite_only
-async def test_where_narrows_the_look(odd_shell: Shell) -> None:
-    await some(odd_shell)
-    found = odd_shell.json("status", "--where", "number=1", "--where", "number=0", "--where", "status=error")
+async def test_where_narrows_the_look(looked_at: Shell) -> None:
+    found = looked_at.json("status", "--where", "number=1", "--where", "number=0", "--where", "status=error")
     assert (found["counts"]["error"], found["total"], found["eta_seconds"]) == (1, 1, None)
-    assert odd_shell.json("status", "--where", "kind='null'")["counts"]["error"] == 1
-    assert "No row is like that." in odd_shell.run("status", "--where", "number=77").stdout
-    assert "did you mean 'number'" in odd_shell.run("status", "--where", "numbr=1", code=2).stderr
+    assert looked_at.json("status", "--where", "kind='null'")["counts"]["error"] == 1
+    assert "No row is like that." in looked_at.run("status", "--where", "number=77").stdout
+    assert "did you mean 'number'" in looked_at.run("status", "--where", "numbr=1", code=2).stderr
 
 
 @sqlite_only
 async def test_who_has_nothing_yet_is_told_what_to_do(shell: Shell) -> None:
     assert "`asyncexp fill`" in shell.run("status", code=4).stderr
-    async with opened(shell) as experimenter:
+    async with shell.experimenter() as experimenter:
         await experimenter.create_table()
         assert "The table is empty: fill it with `asyncexp fill`." in shell.run("status").stdout
         await experimenter.fill_table_from_config()
@@ -98,7 +96,7 @@ async def test_who_has_nothing_yet_is_told_what_to_do(shell: Shell) -> None:
 @sqlite_only
 @pytest.mark.parametrize("columns", [80, 120])
 async def test_a_look_fits_its_terminal_whatever_the_values(odd_shell: Shell, columns: int) -> None:
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         rows = [{"number": number, "kind": LONG} for number in range(20)]
         await experimenter.fill_table_with_rows(rows)
         async with running(experimenter, 15):
@@ -111,16 +109,14 @@ async def test_a_look_fits_its_terminal_whatever_the_values(odd_shell: Shell, co
     assert any("\\x1b[2J" in line and "[red]no markup[/red]" in line for line in lines)
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("variables", "bar", "colours"),
     [({}, "█", True), ({"NO_COLOR": "1"}, "█", False), ({"TERM": "dumb"}, "#", False)],
 )
 async def test_a_terminal_gets_what_it_can_show(
-    odd_shell: Shell, variables: dict[str, Any], bar: str, colours: bool
+    looked_at: Shell, variables: dict[str, Any], bar: str, colours: bool
 ) -> None:
-    await some(odd_shell)
-    terminal = odd_shell.terminal("status", **variables)
+    terminal = looked_at.terminal("status", **variables)
     terminal.end()
     assert f"error         3   42.9 %  {bar * 17}" in terminal.lines
     assert (b"\x1b[31m" in terminal.raw) == colours
@@ -135,7 +131,7 @@ async def test_watching_repaints_in_place_until_ctrl_c(odd_shell: Shell) -> None
     await some(odd_shell)
     terminal = odd_shell.terminal("status", "--watch", "--interval", "0.1")
     await on(terminal, lambda text: "paused        1" in text)
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         assert await experimenter.delete_experiments("paused") == 1
         await on(terminal, lambda text: "paused        0" in text)
     terminal.type("\x03")
@@ -146,7 +142,7 @@ async def test_watching_repaints_in_place_until_ctrl_c(odd_shell: Shell) -> None
 
 @sqlite_only
 async def test_a_screen_too_small_shows_the_first_lines(odd_shell: Shell) -> None:
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         await experimenter.fill_table_with_rows([{"number": number, "kind": LONG} for number in range(20)])
         async with running(experimenter, 15):
             terminal = odd_shell.terminal("status", "--watch", rows=24)
@@ -160,8 +156,7 @@ async def test_a_screen_too_small_shows_the_first_lines(odd_shell: Shell) -> Non
 @sqlite_only
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {}])
 async def test_lines_follow_where_nothing_can_be_repainted(shell: Shell, variables: dict[str, Any]) -> None:
-    async with opened(shell) as experimenter:
-        await experimenter.fill_table_from_config()
+    await fill(shell)
     words = ["status", "--watch", "--interval", "0.1", *([] if variables else ["--json"])]
     terminal = shell.terminal(*words, columns=2_000, **variables)
     await on(terminal, lambda text: text.count("\n") >= 2)
@@ -178,8 +173,7 @@ async def test_lines_follow_where_nothing_can_be_repainted(shell: Shell, variabl
 
 @servers_only
 async def test_a_database_that_goes_away_is_told_in_place_and_tried_again(shell: Shell, server: Server) -> None:
-    async with opened(shell) as experimenter:
-        await experimenter.fill_table_from_config()
+    await fill(shell)
     terminal = shell.terminal("status", "--watch", "--interval", "0.1")
     await on(terminal, lambda text: "created      10" in text)
     server.stop()
@@ -194,8 +188,7 @@ async def test_a_database_that_goes_away_is_told_in_place_and_tried_again(shell:
 
 @pytest.mark.parametrize("provider", ["postgresql"])
 async def test_ctrl_c_ends_the_watching_of_a_database_that_does_not_answer(shell: Shell, server: Server) -> None:
-    async with opened(shell) as experimenter:
-        await experimenter.fill_table_from_config()
+    await fill(shell)
     terminal = shell.terminal("status", "--watch", "--interval", "0.1")
     await on(terminal, lambda text: "created      10" in text)
     server.freeze()

@@ -11,6 +11,7 @@ from asyncexp.db import connect
 from asyncexp.db.base import Target
 from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell
+from tests.cli.support import fill
 from tests.contract.sql import fetch as sql
 
 sqlite_only = pytest.mark.parametrize("provider", ["sqlite"])
@@ -41,7 +42,7 @@ async def test_create_makes_the_tables_and_no_rows(shell: Shell, target: Target)
 
 
 async def test_migrate_tells_asks_and_adds(shell_in: MakeShell, target: Target) -> None:
-    shell_in().run("fill")
+    await fill(shell_in())
     shell = shell_in(**MORE)
     assert "asyncexp migrate" in shell.run("status", code=4).stderr
     told = shell.run("migrate", "--dry-run").stdout
@@ -58,7 +59,7 @@ async def test_migrate_tells_asks_and_adds(shell_in: MakeShell, target: Target) 
 @sqlite_only
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
 async def test_somebody_on_a_terminal_is_asked(shell_in: MakeShell, target: Target, answer: str, code: int) -> None:
-    shell_in().run("fill")
+    await fill(shell_in())
     terminal = shell_in(**MORE).terminal("migrate")
     terminal.wait_for("Add this to the tables?")
     terminal.type(answer)
@@ -73,7 +74,7 @@ def test_a_dry_run_of_migrate_makes_no_file(shell: Shell, target: Target) -> Non
 
 
 async def test_delete_table_deletes_all_of_it(shell: Shell, target: Target) -> None:
-    shell.run("fill")
+    await fill(shell)
     assert "add --yes" in shell.run("delete-table", code=2).stderr
     assert await _tables(target)
     assert shell.json("delete-table", "--yes") == {"table": "experiments", "rows": 10}
@@ -84,7 +85,7 @@ async def test_delete_table_deletes_all_of_it(shell: Shell, target: Target) -> N
 @sqlite_only
 @pytest.mark.parametrize(("answer", "code"), [("experiments\r", 0), ("y\r", 1), ("\r", 1)])
 async def test_the_name_of_the_table_must_be_typed(shell: Shell, target: Target, answer: str, code: int) -> None:
-    shell.run("fill")
+    await fill(shell)
     terminal = shell.terminal("delete-table")
     terminal.wait_for("Type the table's name")
     terminal.type(answer)

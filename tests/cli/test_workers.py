@@ -10,7 +10,7 @@ import pytest
 from asyncexp.db.base import Target
 from tests.cli.conftest import MakeShell
 from tests.cli.shell import Shell
-from tests.cli.support import KEYFIELDS, opened, running, some_ran
+from tests.cli.support import KEYFIELDS, running, some_ran
 from tests.contract import sql
 
 sqlite_only = pytest.mark.parametrize("provider", ["sqlite"])
@@ -22,9 +22,9 @@ def odd_shell(shell_in: MakeShell) -> Shell:
 
 
 async def test_live_workers_are_told_and_stopped_ones_if_asked_for(odd_shell: Shell) -> None:
-    async with opened(odd_shell, name="first") as experimenter:
+    async with odd_shell.experimenter(name="first") as experimenter:
         await some_ran(experimenter)
-    async with opened(odd_shell, name="[red]second") as experimenter, running(experimenter, 2):
+    async with odd_shell.experimenter(name="[red]second") as experimenter, running(experimenter, 2):
         live = await asyncio.to_thread(odd_shell.json, "workers")
         both = await asyncio.to_thread(odd_shell.json, "workers", "--all")
         told = (await asyncio.to_thread(odd_shell.run, "workers", "--all")).stdout
@@ -47,7 +47,7 @@ async def test_live_workers_are_told_and_stopped_ones_if_asked_for(odd_shell: Sh
 
 
 async def test_a_lost_worker_tells_when_others_take_over(odd_shell: Shell, target: Target) -> None:
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         await some_ran(experimenter)
     assert "No worker is live; 1 were there before" in odd_shell.run("workers").stdout
     await sql.execute(target, 'UPDATE "experiments_workers" SET "stopped" = NULL, "lease" = -1')
@@ -60,7 +60,7 @@ async def test_a_lost_worker_tells_when_others_take_over(odd_shell: Shell, targe
 
 
 async def test_a_lost_worker_whose_rows_were_taken_over_is_told_for_a_day(odd_shell: Shell, target: Target) -> None:
-    async with opened(odd_shell) as experimenter:
+    async with odd_shell.experimenter() as experimenter:
         await some_ran(experimenter)
     await sql.execute(target, 'UPDATE "experiments_workers" SET "stopped" = NULL, "rescued" = "heartbeat"')
     assert "is lost: others took over what it ran, 0:" in odd_shell.run("workers").stdout
@@ -77,14 +77,14 @@ def test_nobody_yet_is_said(shell: Shell) -> None:
 
 
 async def _created(shell: Shell) -> None:
-    async with opened(shell) as experimenter:
+    async with shell.experimenter() as experimenter:
         await experimenter.create_table()
 
 
 @sqlite_only
 @pytest.mark.parametrize("columns", [80, 120])
 async def test_workers_fit_their_terminal(odd_shell: Shell, target: Target, columns: int) -> None:
-    async with opened(odd_shell, name="a name that is not short " * 3) as experimenter:
+    async with odd_shell.experimenter(name="a name that is not short " * 3) as experimenter:
         await some_ran(experimenter)
     await sql.execute(target, 'UPDATE "experiments_workers" SET "slurm_array_job_id" = 12, "slurm_array_task_id" = 3')
     await sql.execute(target, 'UPDATE "experiments_workers" SET "git_commit" = \'abcdef0123\', "git_dirty" = 1')
