@@ -250,7 +250,7 @@ def called(live: list[WorkerInfo], word: str) -> list[WorkerInfo]:
         return found
     found = [each for each in live if word and str(each.id).startswith(word)]
     if len(found) > 1:
-        ids = _listed([each.id for each in found])
+        ids = cells.some([str(each.id) for each in found], MOST_IDS)
         raise Refused(f"{word!r} is the beginning of more than one worker's id: {ids}", NOT_ALL_WELL)
     if not found:
         known = list(dict.fromkeys(name for each in live for name in (each.machine, f"{each.machine}:{each.pid}")))

@@ -36,7 +36,11 @@ Statuses = Annotated[
 ]
 AllAttempts = Annotated[
     bool,
-    typer.Option("--all-attempts", help="Also lines of a log by attempts that were lost, released or retried."),
+    typer.Option(
+        "--all-attempts",
+        help="Also lines of a log by attempts that were lost, released or retried.",
+        rich_help_panel=WHICH,
+    ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="In full on a terminal, too.")]
 FUNCTION = "module:function, or file.py:function (file.py if it has only one)."

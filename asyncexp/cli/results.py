@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,7 +15,7 @@ from asyncexp.cli.drawing import draw
 from asyncexp.cli.figures import KINDS
 from asyncexp.cli.figures import figure as figure_of
 from asyncexp.cli.formats import STDOUT, Content
-from asyncexp.cli.groups import Wanted, summarised
+from asyncexp.cli.groups import STATISTICS, Wanted, summarised
 from asyncexp.cli.place import Place
 from asyncexp.cli.source import Source
 from asyncexp.errors import unknown
@@ -28,11 +28,35 @@ if TYPE_CHECKING:
 PANEL = "Results"
 
 Names = list[str] | None
-Log = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="A log table, each line with its keyfields.", autocompletion=complete.logtables),
-]
-Energy = Annotated[bool, typer.Option("--energy", help="The energy of the experiments, with their keyfields.")]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows results are taken of."""
+
+    where: options.Where = None
+    status: options.Statuses = None
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A log table, each line with its keyfields.",
+            autocompletion=complete.logtables,
+            rich_help_panel=options.WHICH,
+        ),
+    ] = None
+    all_attempts: options.AllAttempts = False
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy", help="The energy of the experiments, with their keyfields.", rich_help_panel=options.WHICH
+        ),
+    ] = False
+
+    def of(self, place: Place) -> Source:
+        return Source(
+            place, self.log, self.energy, tuple(self.where or ()), tuple(self.status or ()), self.all_attempts
+        )
 
 
 def _columns(help: str) -> typer.models.OptionInfo:
@@ -42,32 +66,43 @@ def _columns(help: str) -> typer.models.OptionInfo:
     return found
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Groups of rows, and what is told of each; without any, all rows are."""
+
+    group_by: Annotated[Names, _columns("One row for each combination of these.")] = None
+    mean: Annotated[Names, _columns("The mean in each group; likewise the others.")] = None
+    std: Annotated[Names, _columns("The standard deviation (of a sample).")] = None
+    median: Annotated[Names, _columns("The median.")] = None
+    min: Annotated[Names, _columns("The least.")] = None
+    max: Annotated[Names, _columns("The greatest.")] = None
+    sum: Annotated[Names, _columns("The sum.")] = None
+    count: Annotated[bool, typer.Option("--count", help="How many rows.", rich_help_panel="Groups")] = False
+    decimals: Annotated[
+        int | None, typer.Option(min=0, max=15, metavar="N", help="In .tex and .md.", rich_help_panel="Groups")
+    ] = None
+
+    def of(self, source: Source) -> Wanted:
+        """What is told of each, the columns in the order in which they were first named."""
+        told: dict[str, list[str]] = {}
+        for statistic in STATISTICS:
+            for name in source.known(f"--{statistic}", getattr(self, statistic)):
+                told.setdefault(name, []).append(statistic)
+        return Wanted(tuple(source.known("--group-by", self.group_by)), told, self.count)
+
+
 @command(PANEL)
 async def export(
     place: Place,
     file: Annotated[str, typer.Argument(help=".csv, .parquet, .xlsx, .json, .tex, .md; - is CSV on stdout.")],
-    where: options.Where = None,
-    status: options.Statuses = None,
+    rows: Rows,
+    groups: Groups,
     columns: Annotated[
         Names, typer.Option(metavar="A,B", help="These columns, in this order.", autocompletion=complete.results)
     ] = None,
     bookkeeping: Annotated[
         bool, typer.Option("--bookkeeping", help="Also the columns that begin with an underscore.")
     ] = False,
-    log: Log = None,
-    all_attempts: options.AllAttempts = False,
-    energy: Energy = False,
-    group_by: Annotated[Names, _columns("One row for each combination of these.")] = None,
-    mean: Annotated[Names, _columns("The mean in each group; likewise the others.")] = None,
-    std: Annotated[Names, _columns("The standard deviation (of a sample).")] = None,
-    median: Annotated[Names, _columns("The median.")] = None,
-    min: Annotated[Names, _columns("The least.")] = None,
-    max: Annotated[Names, _columns("The greatest.")] = None,
-    sum: Annotated[Names, _columns("The sum.")] = None,
-    count: Annotated[bool, typer.Option("--count", help="How many rows.", rich_help_panel="Groups")] = False,
-    decimals: Annotated[
-        int | None, typer.Option(min=0, max=15, metavar="N", help="In .tex and .md.", rich_help_panel="Groups")
-    ] = None,
 ) -> None:
     """Writes the table, a log table or groups of rows to a file, in the format that its ending says.
 
@@ -82,23 +117,13 @@ async def export(
       asyncexp export - --columns ID,accuracy | head
     """
     formats.check(file)
-    source = Source(place, log, energy, tuple(where or ()), tuple(status or ()), all_attempts)
-    asked = {"mean": mean, "std": std, "median": median, "min": min, "max": max, "sum": sum}
-    wanted = Wanted(tuple(source.known("--group-by", group_by)), _statistics(source, asked), count)
+    source = rows.of(place)
+    wanted = groups.of(source)
     content = await _content(source, wanted, _chosen(source, columns, bookkeeping, wanted))
-    content.decimals = decimals
+    content.decimals = groups.decimals
     with output.interrupted_at_once():
         formats.write(content, file, as_json=place.json)
     _told(place, file, content)
-
-
-def _statistics(source: Source, asked: dict[str, Names]) -> dict[str, list[str]]:
-    """Column -> what is told of it, the columns in the order in which they were first named."""
-    found: dict[str, list[str]] = {}
-    for statistic, names in asked.items():
-        for name in source.known(f"--{statistic}", names):
-            found.setdefault(name, []).append(statistic)
-    return found
 
 
 def _chosen(source: Source, columns: Names, bookkeeping: bool, wanted: Wanted) -> list[str]:
@@ -167,11 +192,8 @@ async def plot(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help=".png, .svg or .pdf, in place of the terminal.")
     ] = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Above the picture.")] = None,
-    where: options.Where = None,
-    status: options.Statuses = None,
-    log: Log = None,
-    all_attempts: options.AllAttempts = False,
-    energy: Energy = False,
+    *,
+    rows: Rows,
 ) -> None:
     """Draws a column: in the terminal, or as a picture.
 
@@ -190,7 +212,7 @@ async def plot(
     if out is not None:
         pictures.check(out)
     chosen = _kind(kind)
-    source = Source(place, log, energy, tuple(where or ()), tuple(status or ()), all_attempts)
+    source = rows.of(place)
     columns = source.known("plot", y)
     [over] = source.known("--by", [by]) if by else [None]
     [colour] = source.known("--hue", [hue]) if hue else [None]
