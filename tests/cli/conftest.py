@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ def _written(folder: Path, target: Target, **study: Any) -> Shell:
     if (credentials := write_credentials(folder / "config", target)) is not None:
         credentials.rename(folder / "config" / "database_credentials.yml")
     return Shell(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_once(_own_temporary_folder: None) -> Iterator[None]:
+    """What one process has compiled, the next need not compile again."""
+    folder = Path(tempfile.gettempdir()) / "compiled"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(folder))
+        yield
 
 
 @pytest.fixture
@@ -62,15 +74,16 @@ async def _some_ran(shell: Shell) -> None:
 
 
 @pytest.fixture(scope="session")
-def _one_for_all(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def _one_for_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("looked_at")
     shell = _written(folder, Target("sqlite", str(folder / "experiments.db")), keyfields=KEYFIELDS)
     asyncio.run(_some_ran(shell))
-    return shell
+    return folder
 
 
 @pytest.fixture
-def looked_at(_one_for_all: Shell) -> Iterator[Shell]:
-    """The study of `odd_shell` on SQLite, made once: for tests that change nothing."""
-    yield _one_for_all
-    _one_for_all.close()
+def looked_at(_one_for_all: Path) -> Iterator[Shell]:
+    """In the folder of a study on SQLite where `some_ran`, made once: for tests that change nothing."""
+    shell = Shell(_one_for_all)
+    yield shell
+    shell.close()
