@@ -135,7 +135,7 @@ def test_more_than_fit_are_counted_and_a_tiny_terminal_is_enough(shell_in: MakeS
 def test_failures_are_shown_as_they_come(study: Shell) -> None:
     terminal = study.terminal("run", "experiment.py:fails_but_one", "--fill", "--no-energy")
     terminal.wait_for("3 failed")
-    terminal.wait_for("failed  4  ValueError: bad  [2J number 3")
+    terminal.wait_for("failed  4  ValueError: bad \\x1b[2J number 3")
     go(study)
     told = terminal.end(1)
     assert "1 done, 3 error in" in told
