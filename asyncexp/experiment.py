@@ -77,6 +77,8 @@ class Failure:
     attempt: int
     line: str
     """The last line of its traceback."""
+    place: str | None = None
+    """Exception and last frame of the user's code: failures with the same place failed alike."""
 
 
 @dataclass(frozen=True, slots=True)

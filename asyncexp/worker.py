@@ -654,7 +654,7 @@ class Run:
         if outcome == "retried":
             self._expect_again(live.key[0], ended.delay_seconds + RETRY_SLACK_SECONDS)
         if outcome == "error":
-            self._note_error(live, end)
+            self._note_error(live, end, alike)
         if outcome == "released":
             self._started -= 1
         self._count("released" if outcome == "created" else outcome)
@@ -668,12 +668,12 @@ class Run:
         if self._ids is not None:
             self._ids[experiment_id] = None
 
-    def _note_error(self, live: Live, end: End) -> None:
+    def _note_error(self, live: Live, end: End, place: str | None) -> None:
         lines = (end.error or "returned ERROR").strip().splitlines()
         line = lines[-1] if lines else ""
         if len(self._errors) < SHOWN_ERRORS:
             self._errors.append(line)
-        self.failures.append(Failure(live.key[0], live.key[1], line))
+        self.failures.append(Failure(live.key[0], live.key[1], line, place))
 
     def _count(self, outcome: str) -> None:
         self._counts[outcome] += 1

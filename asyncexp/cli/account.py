@@ -69,13 +69,13 @@ def _span(seconds: float) -> str:
 
 
 def _errors(summary: Summary, failures: Sequence[Failure]) -> Iterable[Text]:
-    """The most frequent last lines, with the first IDs of each."""
+    """Those that failed alike together, with the last line of the first of them; the most frequent first."""
     from rich.text import Text
 
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, tuple[str, list[int]]] = {}
     for failure in failures:
-        groups.setdefault(failure.line, []).append(failure.id)
-    shown = sorted(groups.items(), key=lambda group: -len(group[1]))[:SHOWN_GROUPS]
+        groups.setdefault(failure.place or failure.line, (failure.line, []))[1].append(failure.id)
+    shown = sorted(groups.values(), key=lambda group: -len(group[1]))[:SHOWN_GROUPS]
     for line, ids in shown:
         named = ", ".join(map(str, ids[:SHOWN_IDS])) + (", …" if len(ids) > SHOWN_IDS else "")
         yield Text.assemble("  ", (f"{len(ids)} × ", "red"), one_line(line), (f"  (ID {named})", "bright_black"))

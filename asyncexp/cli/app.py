@@ -43,6 +43,7 @@ def _all(
       asyncexp run experiment.py:run_experiment
       asyncexp status
       asyncexp export results.csv
+      asyncexp plot accuracy --by kernel -o plot.png
 
     Ends with 0 if all went well, 1 if experiments failed or a check found something, 2 for a wrong command line,
     3 for a wrong configuration, 4 if the database cannot be reached or refuses, 130 after Ctrl-C.

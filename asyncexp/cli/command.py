@@ -154,6 +154,7 @@ _IN_SHELL = (
         "fill it first (`asyncexp fill`), or make it empty (`asyncexp create`)",
     ),
     ("call create_table(create_database=True)", "add it by `asyncexp fill --create-database`"),
+    ("Write one there, or give its path.", "`asyncexp init` makes one, --config names another."),
     ("call `migrate()`", "run `asyncexp migrate`"),
     ("Call `migrate()`", "Run `asyncexp migrate`"),
 )

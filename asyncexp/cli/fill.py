@@ -115,7 +115,8 @@ class _Bar:
 
         self._bar.stop()
         if kind is CancelledError:
-            output.note(f"Stopped when {output.count(self._added, 'row')} were added; the same command adds the rest.")
+            rows = output.count(self._added, "row")
+            output.note(f"Stopped behind {rows} and those under way, which stay; the same command adds the rest.")
 
 
 def _show_filled(place: Place, filled: Filled) -> None:
@@ -153,8 +154,8 @@ def _show_rows(place: Place, preview: Preview) -> None:
     names = place.schema.key_names
     numbers = [column.name for column in place.schema.keyfields if _is_number(column.type)]
     output.grid(names, [[cells.cell(row[name]) for name in names] for row in preview.first], right=numbers)
-    if preview.rows > len(preview.first):
-        output.say(f"… and {preview.rows - len(preview.first):,} more")
+    if (more := preview.rows - preview.existing - len(preview.first)) > 0:
+        output.say(f"… and {more:,} more")
 
 
 def _is_number(type_: Any) -> bool:

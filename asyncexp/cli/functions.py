@@ -142,6 +142,8 @@ def _search_in(folder: Path) -> None:
 def _only_one(module: ModuleType, place: str) -> Callable[..., Any]:
     found = _own_functions(module)
     able = {name: each for name, each in found.items() if _takes_three(each)}
+    if len(found) == 1:  # if it cannot be called as an experiment, that is told
+        return next(iter(found.values()))
     if len(able) == 1:
         return next(iter(able.values()))
     names = ", ".join(f"{place}:{name}" for name in able or found) or "none"

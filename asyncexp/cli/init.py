@@ -56,7 +56,7 @@ def init(
     ] = Template.minimal,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
 ) -> None:
-    """A new project that runs: configuration, function, README. Overwrites nothing.
+    """A new project that runs: configuration, function, README. Overwrites nothing, but with --force.
 
     \b
     Examples:

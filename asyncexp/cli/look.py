@@ -120,7 +120,11 @@ def _sums(overview: Overview, rate: float, eta_seconds: float | None) -> Iterato
 
     from asyncexp.progress import rate_text, span_text
 
-    words = [f"rate {rate_text(rate)}"] if any(worker.state == "live" for worker in overview.workers) else []
+    words = (
+        [f"rate {rate_text(rate) if rate else '-'}"]
+        if any(worker.state == "live" for worker in overview.workers)
+        else []
+    )
     if eta_seconds is not None:
         words.append(f"ETA {span_text(eta_seconds)}")
     states = [worker.state for worker in overview.workers]

@@ -78,7 +78,7 @@ async def retry(place: Place, ids: Ids = None, where: Where = None) -> None:
     rows = Rows.of(place, ids, where)
     async with place.open() as experimenter:
         changed = await experimenter.retry_errors(rows.where, rows.ids)
-    _tell(place, RETRY, changed)
+    _tell(place, RETRY, changed, none="No such rows are in error: nothing was changed.")
 
 
 @command(PANEL)
@@ -144,13 +144,13 @@ def _left() -> int:
     return NOT_ALL_WELL
 
 
-def _tell(place: Place, change: Change, changed: int | list[int]) -> None:
+def _tell(place: Place, change: Change, changed: int | list[int], *, none: str = NO_ROWS) -> None:
     """What was done, as JSON or in a sentence with the number of rows."""
     number = changed if isinstance(changed, int) else len(changed)
     if place.json:
         output.write_json({change.key: changed})
     else:
-        output.say(change.done.format(output.count(number, "row")) if number else NO_ROWS)
+        output.say(change.done.format(output.count(number, "row")) if number else none)
 
 
 # --------------------------------------------------------------------------------- what runs elsewhere
@@ -224,7 +224,7 @@ async def stop(
     \b
     Examples:
       asyncexp stop node07
-      asyncexp stop 812345          (a SLURM job)
+      asyncexp stop 812345   # a SLURM job
       asyncexp stop --all --wait 60
     """
     if bool(workers) == every:
@@ -253,7 +253,8 @@ def called(live: list[WorkerInfo], word: str) -> list[WorkerInfo]:
         ids = cells.some([str(each.id) for each in found], MOST_IDS)
         raise Refused(f"{word!r} is the beginning of more than one worker's id: {ids}", NOT_ALL_WELL)
     if not found:
-        known = list(dict.fromkeys(name for each in live for name in (each.machine, f"{each.machine}:{each.pid}")))
+        alive = (each for each in live if each.state == "live")
+        known = dict.fromkeys(name for each in alive for name in _names(each)[1:] if name)
         raise Refused(unknown("No live worker", word, known), NOT_ALL_WELL)
     return found
 

@@ -38,7 +38,7 @@ AllAttempts = Annotated[
     bool,
     typer.Option(
         "--all-attempts",
-        help="Also lines of a log by attempts that were lost, released or retried.",
+        help="Also log lines and energy of attempts that were lost, released or retried.",
         rich_help_panel=WHICH,
     ),
 ]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS = 10_000
 """Where nobody looks at lines, none is cut."""
+MOST_EXACT = 2**53
+"""Greater numbers are texts in JSON: jq and JavaScript would round them, and IDs of workers are such."""
 STATUS_STYLES = {"created": "", "running": "cyan", "done": "green", "error": "red", "paused": "yellow"}
 WORKER_STYLES = {"live": "green", "lost": "red", "stopped": "bright_black"}
 
@@ -189,6 +191,8 @@ def plain(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST_EXACT:
+        return str(value)
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, datetime):

@@ -31,7 +31,11 @@ class Place:
     config: Annotated[
         Path | None,
         _option(
-            "--config", "-c", metavar="FILE", help="The configuration; by default config/experiment_configuration.yml."
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="The configuration; by default config/experiment_configuration.yml. "
+            "A relative SQLite file is looked for in this folder.",
         ),
     ] = None
     credentials: Annotated[

@@ -157,6 +157,8 @@ def _told(place: Place, file: str, content: Content) -> None:
     for remark in content.remarks:
         output.note(remark)
     rows, columns = content.frame.shape
+    if not rows:
+        output.note("There is no such row: what was written is empty.")
     if file == STDOUT:
         return
     if place.json:
@@ -214,13 +216,19 @@ async def plot(
     chosen = _kind(kind)
     source = rows.of(place)
     columns = source.known("plot", y)
-    [over] = source.known("--by", [by]) if by else [None]
-    [colour] = source.known("--hue", [hue]) if hue else [None]
+    over, colour = _one(source, "--by", by), _one(source, "--hue", hue)
     figures = await _figures(_usual(source, [*columns, over, colour]), columns, over, colour, chosen)
     if out is not None:
         with output.interrupted_at_once():
             pictures.picture(figures, out, title)
     _shown(place, figures, out, title)
+
+
+def _one(source: Source, option: str, text: str | None) -> str | None:
+    found = source.known(option, [text]) if text else []
+    if len(found) > 1:
+        raise Refused(f"{option} takes one column, not {len(found)}: {text}")
+    return found[0] if found else None
 
 
 def _kind(word: str | None) -> Kind | None:

@@ -283,7 +283,8 @@ async def _open(place: Place, wish: Wish) -> AsyncIterator[Experimenter]:
         if not place.debug:
             logs.brief(logging.getLogger("py-experimenter"))
         if wish.fill:
-            await experimenter.fill_table_from_config()
+            filled = await experimenter.fill_table_from_config()
+            output.note(f"{output.count(filled.added, 'row')} added, {filled.existed:,} existed already")
         yield experimenter
 
 

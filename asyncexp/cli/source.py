@@ -134,10 +134,13 @@ class Source:
         async with self.place.open() as experimenter:
             if not self.joined:
                 return _with_duration(await experimenter.get_table(condition, columns=self._stored(columns)))
-            keys = ["ID", *(column.name for column in self._keys)]
+            keys = ["ID", "_attempt", *(column.name for column in self._keys)]
             main = await experimenter.get_table(condition, columns=keys)
+            latest = main.pop("_attempt")
             if self.energy:
                 found = await experimenter.get_codecarbon_table()
+                if not self.all_attempts:
+                    found = _of_latest(found, main["ID"], latest)
             else:
                 assert self.log is not None
                 if condition and len(main) <= FEW:
@@ -170,6 +173,15 @@ class Source:
 
         names = words.statuses(self.status)
         return [] if set(names) == set(STATUSES) else [f"status={name}" for name in names]
+
+
+def _of_latest(energy: pd.DataFrame, ids: pd.Series[Any], attempts: pd.Series[Any]) -> pd.DataFrame:
+    """Without the rows of attempts that were tried again, or begun anew, since."""
+    latest = dict(zip(ids, attempts, strict=True))
+    kept = [
+        latest.get(id_) == attempt for id_, attempt in zip(energy["experiment_id"], energy["_attempt"], strict=True)
+    ]
+    return energy[kept]
 
 
 def _with_duration(main: pd.DataFrame) -> pd.DataFrame:

@@ -118,7 +118,7 @@ async def delete_table(
 
 def _typed(name: str, rows: int, running: int) -> bool:
     """Whether somebody types the table's name."""
-    what = f"{name} and its {output.count(rows, 'row')} are deleted, with results and logs"
+    what = f"{name} and its {output.count(rows, 'row')} will be deleted, with results and logs"
     if not sys.stdin.isatty():
         raise Refused(f"{what}. Nobody is here to be asked: add --yes")
     output.note(f"{what}{f'; {running:,} of them run now' if running else ''}.")

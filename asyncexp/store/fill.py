@@ -32,7 +32,7 @@ class Preview:
     existing: int
     """As many of them are there already."""
     first: tuple[Mapping[str, Any], ...]
-    """The keyfields of the first few."""
+    """The keyfields of the first few that would be added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,11 @@ async def preview(study: Study, rows: Iterable[KeyRow], shown: int, *, exists: b
     total = existing = 0
     first: list[Mapping[str, Any]] = []
     for batch in batches(rows):
-        if exists:
-            existing += len(await known(study, study.db, [row.hash for row in batch]))
+        there = await known(study, study.db, [row.hash for row in batch]) if exists else set()
+        existing += sum(row.hash in there for row in batch)
         total += len(batch)
-        first += [_read(study, row) for row in batch[: shown - len(first)]]
+        new = [row for row in batch if row.hash not in there]
+        first += [_read(study, row) for row in new[: shown - len(first)]]
     return Preview(total, existing, tuple(first))
 
 

@@ -120,6 +120,7 @@ def test_the_installed_command_is_the_same(study: Shell) -> None:
         ("several:number", "is int, not a function"),
         ("several:Thing", "is a class"),
         ("several.py", "which function? Write several.py:name; there are several.py:work, several.py:in_child"),
+        ("alone.py", "takes (keys, results)"),
         ("severl.py:work", "did you mean 'several.py'"),
         ("severl:work", "did you mean 'several'"),
         ("no/such/place.py:work", "no file 'place.py'"),
@@ -132,6 +133,7 @@ def test_the_installed_command_is_the_same(study: Shell) -> None:
 def test_a_wrong_one_is_a_sentence(study: Shell, named: str, said: str) -> None:
     study.write("deep/json.py", SEVERAL)
     study.write("two.dots.py", SEVERAL)
+    study.write("alone.py", "def work(keys, results): ...\n")
     done = study.run("run", named, code=3)
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

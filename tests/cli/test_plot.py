@@ -136,6 +136,7 @@ async def test_nothing_to_draw_is_a_sentence(learnt: Shell) -> None:
     for words, code, said in (
         (("never", "-o", "x.png"), 1, "never: none of 9 rows has a value"),
         (("accuracy", "--where", "seed=3"), 1, "no experiment that is done is there to draw"),
+        (("accuracy", "--by", "kernel,seed"), 2, "--by takes one column, not 2: kernel,seed"),
         (("acuracy",), 2, "plot: no column 'acuracy'; did you mean 'accuracy'?"),
         (("accuracy", "--kind", "boxes"), 2, "--kind: no kind 'boxes'; did you mean 'box'?"),
         (("kernel", "--kind", "hist"), 2, "--kind hist: kernel, which holds no numbers, is drawn as count"),

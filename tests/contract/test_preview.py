@@ -54,6 +54,7 @@ async def test_a_preview_is_what_then_happens(make: Make, target: Target) -> Non
     wider = make(keyfields={**KEYFIELDS, "number": {"type": "INT", "values": {"start": 3, "stop": 9}}})
     preview = await wider.preview_fill()
     assert (preview.rows, preview.existing) == (12, 4)
+    assert [row["number"] for row in preview.first] == [5, 5, 6, 6, 7], "the first of those that are new"
     assert len(await sql.fetch(target, 'SELECT "ID" FROM "experiments"')) == 10
     filled = await wider.fill_table_from_config()
     assert (filled.added, filled.existed) == (8, 4)

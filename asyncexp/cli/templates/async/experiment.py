@@ -21,12 +21,12 @@ async def run_experiment(keyfields: dict[str, Any], results: ResultProcessor, cu
         custom: the configuration's section `Custom`, the same for all rows.
     """
     began = perf_counter()
-    answer = await ask(custom["service"], keyfields["model"], keyfields["number"])
+    answer = await _ask(custom["service"], keyfields["model"], keyfields["number"])
     correct = answer == is_prime(keyfields["number"])
     await results.process_results({"answer": answer, "correct": correct, "seconds": perf_counter() - began})
 
 
-async def ask(service: str, model: str, number: int) -> bool:
+async def _ask(service: str, model: str, number: int) -> bool:
     """Stands for a call over the network: put yours here. It takes a while, and is refused now and then."""
     await asyncio.sleep(random.uniform(0.1, 0.5))
     if random.random() < 0.05:
