@@ -147,7 +147,7 @@ def test_a_fill_that_is_stopped_says_how_far_it_came_and_goes_on(shell_in: MakeS
     terminal.wait_for("0000/300000")
     terminal.type("\x03")
     told = terminal.end(130)
-    added = int(told.partition("Stopped when ")[2].partition(" rows were added")[0].replace(",", ""))
+    added = int(told.partition("Stopped behind ")[2].partition(" rows and those under way")[0].replace(",", ""))
     filled = shell.json("fill")
     assert added <= filled["existed"] <= added + 10_000, "a batch may have been under way"
     assert filled["added"] == 300_000 - filled["existed"]

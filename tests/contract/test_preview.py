@@ -75,7 +75,7 @@ async def test_a_preview_of_rows(make: Make, target: Target, form: Any) -> None:
     rows = form([{"number": 1, "kind": "a"}, {"number": 77, "kind": None}])
     preview = await experimenter.preview_fill(rows=rows)
     assert (preview.rows, preview.existing) == (2, 1)
-    assert preview.first[1] == {"number": 77, "kind": None}
+    assert preview.first == ({"number": 77, "kind": None},)
     with pytest.raises(ParameterCombinationError, match="row 1: no keyfield 'kid'; did you mean 'kind'"):
         await experimenter.preview_fill(rows=[{"number": 1, "kind": "a"}, {"number": 1, "kid": "a"}])
 
