@@ -40,11 +40,15 @@ commands and options.
 | code | meaning |
 |---|---|
 | 0 | what was asked for is done, and all went well |
-| 1 | not all went well: experiments failed, a check found something, there is no such row or worker, you said no |
+| 1 | not all went well: experiments failed, a check found something, `show` names what is not there, you said no |
 | 2 | the command line is wrong |
-| 3 | the configuration, the credentials or the function are wrong |
-| 4 | the database cannot be reached, or refuses |
-| 130, 143 | stopped by Ctrl-C (SIGINT), by SIGTERM |
+| 3 | the configuration, the credentials, the function or a value for `execute` are wrong |
+| 4 | the database cannot be reached or refuses, its tables are not there or not what the configuration says |
+| 130, 143 | stopped by Ctrl-C (SIGINT), by SIGTERM; what watches (`status --watch`, `logs --follow`) ends with 0 |
+| 141 | whoever read the output has gone |
+
+In JSON numbers beyond 2^53, such as the IDs of workers, are texts, for `jq` and others would round them.
+
 
 """
 

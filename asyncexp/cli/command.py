@@ -58,6 +58,9 @@ def command(
         groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
         options = [option for each in [*own[1:], own[0]] for option in _options(each) if option.name not in without]
 
+        for option in options:
+            _tell_no_type(option)
+
         @wraps(function)
         def call(**given: Any) -> None:
             for name, group in groups.items():
@@ -71,6 +74,13 @@ def command(
         return function
 
     return register
+
+
+def _tell_no_type(option: inspect.Parameter) -> None:
+    """A flag takes no value: help that says `<bool>` behind it would have people write one."""
+    kind, info = option.annotation.__origin__, option.annotation.__metadata__[0]
+    if kind is bool and info.metavar is None:
+        info.metavar = " "
 
 
 def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:

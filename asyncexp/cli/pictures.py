@@ -16,6 +16,14 @@ ENDINGS = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's, which people tell apart however they see colours; the best on white come first."""
+OF_STATUS = {
+    "created": "#999999",
+    "running": "#56B4E9",
+    "done": "#009E73",
+    "error": "#D55E00",
+    "paused": "#E69F00",
+}
+"""An error is never green."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 LONGEST_LABEL = 36
@@ -133,6 +141,8 @@ def _drawn(figure: Figure) -> Iterator[tuple[Series, Any, str | None]]:
 def _colours(figure: Figure) -> list[Any]:
     """One for each series: a scale of light where the hue has an order, else colours that are told apart."""
     number = len(figure.series)
+    if {series.label for series in figure.series} <= OF_STATUS.keys():
+        return [OF_STATUS[series.label or ""] for series in figure.series]
     ordered = number > 2 and figure.hue_is_ordered
     beside = number > len(COLOURS) and figure.kind not in ("line", "scatter")  # which have dashes and markers
     if not ordered and not beside:
