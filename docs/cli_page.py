@@ -134,6 +134,8 @@ def _flags(parameter: inspect.Parameter, info: Any) -> list[str]:
     declared = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
     names = declared or [f"--{parameter.name.replace('_', '-')}"]
     names.sort(key=lambda name: not name.startswith("--"))
+    if parameter.default is True:
+        names.append(f"--no-{names[0].removeprefix('--')}")
     value = _kind(parameter, info)
     return [f"{names[0]}{value}", *names[1:]]
 
