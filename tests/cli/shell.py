@@ -206,6 +206,11 @@ class Terminal:
 
 
 def _take_it() -> None:
-    """The terminal becomes the one that controls the program: Ctrl-C reaches it and its children."""
+    """The terminal becomes the one that controls the program: Ctrl-C reaches it and its children.
+
+    Signals mean what they do to a program that a shell starts on a terminal, whatever the tests themselves ignore.
+    """
+    for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
