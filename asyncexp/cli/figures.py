@@ -263,7 +263,8 @@ def _group(values: Any, few: int) -> Group:
     low, middle, high = (float(value) for value in np.percentile(values, [25, 50, 75]))
     reach = 1.5 * (high - low)
     inside = values[(values >= low - reach) & (values <= high + reach)]
-    whiskers = float(inside.min()), float(inside.max())
+    # A quartile between two values may lie beyond all that is inside: a whisker never points into its box.
+    whiskers = min(low, float(inside.min())), max(high, float(inside.max()))
     beyond = np.sort(values[(values < whiskers[0]) | (values > whiskers[1])])
     half = MOST_FLIERS // 2
     shown = values if len(values) <= few else beyond

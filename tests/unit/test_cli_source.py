@@ -1,13 +1,14 @@
-"""Which rows of the energy stand for an experiment, and which colours for a status."""
+"""Which rows of the energy stand for an experiment, which colours for a status, and where whiskers end."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from asyncexp.cli.figures import Series
+from asyncexp.cli.figures import Series, _group
 from asyncexp.cli.pictures import COLOURS, _colours
 from asyncexp.cli.source import _of_latest
 
@@ -25,3 +26,10 @@ def test_a_status_has_its_own_colour_whatever_its_place() -> None:
 
     assert colours("error", "done") == list(reversed(colours("done", "error")))
     assert colours("error", "rbf") == list(COLOURS[:2])
+
+
+def test_a_whisker_never_points_into_its_box() -> None:
+    group = _group(np.array([0.0, 9.8, 10.0, 10.0]), few=0)
+    low, _, high = group.quartiles
+    assert (group.whiskers[0], group.whiskers[1]) == (low, high)
+    assert group.values == (0.0,)
