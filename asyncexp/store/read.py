@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from asyncexp.db.base import Row
 from asyncexp.errors import ParameterCombinationError, unknown
@@ -15,6 +16,10 @@ from asyncexp.store.study import STATUSES, Condition, Study
 from asyncexp.values import ColumnType
 
 LIMIT_SECONDS = 600.0
+_BEGIN = "Traceback (most recent call last):"
+_OWN = re.escape(str(Path(__file__).parents[1]))
+_LIBRARY = re.compile(rf"^{_OWN}/|/(site-packages|dist-packages|lib/python3\.\d+)/|^<frozen")
+"""Also of other machines."""
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in (.+)')
 HIDDEN = ("lost", "released", "retried")
 """Outcomes of attempts whose logs are kept but not shown."""
@@ -153,15 +158,20 @@ async def attempts(study: Study, experiment_id: int) -> list[PastAttempt]:
 
 
 def raised(error: str | None) -> tuple[str | None, str | None]:
-    """The exception's class and the last frame of a traceback; None and None of what is none."""
+    """The exception's class and the last frame of the user's code in a traceback; None and None of what is none.
+
+    Where there is no such frame, it is the last of all.
+    """
     lines = (error or "").splitlines()
-    frames = [number for number, line in enumerate(lines) if _FRAME.fullmatch(line)]
+    first = max((number for number, line in enumerate(lines) if line == _BEGIN), default=0)
+    frames = [(number, match) for number in range(first, len(lines)) if (match := _FRAME.fullmatch(lines[number]))]
     if not frames:
         return None, None
-    match = _FRAME.fullmatch(lines[frames[-1]])
-    below = [line for line in lines[frames[-1] + 1 :] if line and not line.startswith(" ")]
+    below = [line for line in lines[frames[-1][0] + 1 :] if line and not line.startswith(" ")]
     name = below[0].partition(":")[0] if below else None
-    return name, None if match is None else f"{match[1]}:{match[2]} in {match[3]}"
+    own = [match for _, match in frames if not _LIBRARY.search(match[1])]
+    shown = own[-1] if own else frames[-1][1]
+    return name, f"{shown[1]}:{shown[2]} in {shown[3]}"
 
 
 def alike(error: str | None) -> Hashable:
