@@ -428,8 +428,8 @@ async def check_tables(study: Study) -> None:
     """
     if await study.db.columns(study.schema.name) is None:
         raise MissingTable(
-            f"There is no table {study.schema.name!r} in this database yet: fill it first: `asyncexp fill`, "
-            "or `fill_table_from_config()`."
+            f"There is no table {study.schema.name!r} in this database yet: fill it first "
+            "(`fill_table_from_config()`), or call `create_table()`."
         )
     await setup.check(study)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asyncexp import Experimenter, ResultProcessor, Summary
-from asyncexp.experiment import Failure, Running, Snapshot
+from asyncexp.experiment import Running, Snapshot
 from asyncexp.store.study import utc
 from asyncexp.worker import TELL_SECONDS
 from tests.contract.conftest import Make
@@ -85,7 +85,8 @@ async def test_what_runs_is_known_with_what_it_tells(make: Make, shared: Shared)
         assert running.started is not None
         assert running.heartbeat is not None
         assert before <= running.started <= running.heartbeat <= utc()
-    assert set(seen.failures) == {Failure(2, 1, " is odd"), Failure(4, 1, " is odd")}
+    assert {(each.id, each.attempt, each.line) for each in seen.failures} == {(2, 1, " is odd"), (4, 1, " is odd")}
+    assert len({each.place for each in seen.failures}) == 1, "they failed alike"
     assert seen.away_seconds is None
     assert seen.beat_seconds is not None
     assert 0 <= seen.beat_seconds < 30
