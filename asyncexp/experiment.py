@@ -8,8 +8,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, SupportsInt
 
-from asyncexp import html
-
 
 class ExperimentStatus(StrEnum):
     """The state of a row; `ALL` stands for every state in `reset_experiments` and `delete_experiments`."""
@@ -126,6 +124,8 @@ class Summary:
     """The last lines of the first few errors."""
 
     def _repr_html_(self) -> str:
+        from asyncexp import html  # a child process needs none of it
+
         counted = [(name, f"{count:,}") for name in OUTCOMES if (count := getattr(self, name))]
         facts: list[tuple[str, object]] = [*counted, ("seconds", f"{self.seconds:.1f}")]
         if self.left is not None:
