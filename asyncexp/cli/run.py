@@ -317,9 +317,12 @@ async def _must_be_paused(experimenter: Experimenter, ids: list[int] | None) -> 
     Raises:
         Refused: they are not; what they are is told.
     """
-    for experiment_id in ids or ():
-        found = await experimenter.counts({"ID": experiment_id})
-        status = next((name for name, number in found.items() if number), None)
-        if status != "paused":
+    if not ids:
+        return
+    paused = set(await experimenter.ids("paused"))
+    for experiment_id in ids:
+        if experiment_id not in paused:
+            found = await experimenter.counts({"ID": experiment_id})
+            status = next((name for name, number in found.items() if number), None)
             what = "does not exist" if status is None else f"is {status}"
             raise Refused(f"Experiment {experiment_id} {what}, not paused; nothing was run.", NOT_ALL_WELL)

@@ -97,7 +97,8 @@ def test_a_bar_stays_in_its_own_cell_while_others_are_run(folder: Path) -> None:
     shown = notebook(
         folder,
         BEGIN,
-        "task = asyncio.create_task(experimenter.execute(work))\nawait asyncio.sleep(0.3)",
+        "task = asyncio.create_task(experimenter.execute(work))\n"
+        "while not experimenter.snapshot().running:\n    await asyncio.sleep(0.01)",
         "summary = await task",
         "await experimenter.aclose()",
     )
