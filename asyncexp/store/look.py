@@ -46,11 +46,6 @@ class Overview:
         return sum(self.counts.values())
 
     @property
-    def ended(self) -> int:
-        """Experiments that live workers have brought to an end, by the totals that come with their signs of life."""
-        return sum(worker.ended_done + worker.ended_error for worker in self.workers if worker.state == "live")
-
-    @property
     def eta_seconds(self) -> float | None:
         """Until no row is open at this rate; None while nothing ends."""
         still = self.counts["created"] + self.counts["running"]
